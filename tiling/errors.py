@@ -1,0 +1,5 @@
+"""What can be wrong with an image, said in one line that a user can act on."""
+
+
+class ImageError(Exception):
+    """An image, or a part of it, that cannot be used: what was found, what was expected, what to do."""

@@ -1,0 +1,77 @@
+"""What an opened image is. Read this first: readers make a Source, everything else uses one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.errors import ImageError
+from tiling.geometry import Box, Size
+from tiling.georef import Georef
+
+Kind = Literal["slide", "raster", "array"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of an image; level 0 is the finest."""
+
+    size: Size
+    chunk: Size
+    """The file's own tile at this level (or strip), what one read decodes at least."""
+    scale: tuple[float, float]
+    """(y, x): how many level-0 pixels one pixel of this level covers. (1, 1) at level 0."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An opened image. Opening read headers only; it pickles as its path and options, and re-opens where it lands."""
+
+    path: str
+    """Where it was opened: a path or URL, or '<array>'."""
+    name: str
+    """Short name for outputs: the file name without its ending."""
+    kind: Kind
+    dtype: np.dtype[Any]
+    bands: tuple[str, ...]
+    """A name for each band: 'red', 'green', 'blue', or what the file says, or 'band 1' ..."""
+    levels: tuple[Level, ...]
+    georef: Georef
+    """Of level 0."""
+    warnings: tuple[str, ...]
+    """What a user should know about how the file was understood, a line each."""
+    provenance: Mapping[str, str]
+    """Technical facts for the record (format, compression ...). Never names, labels, dates or serial numbers."""
+
+    def read(self, box: Box, level: int = 0) -> NDArray[Any]:
+        """Pixels of `box` (in that level's pixels) as (H, W, bands) in the file's own dtype.
+
+        Raises ImageError for a box that leaves the level, or for data that cannot be decoded.
+        """
+        ...
+
+    def valid(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
+        """(H, W): True where a pixel is data: not nodata, not NaN, not masked, not fully transparent."""
+        ...
+
+    def dask(self, level: int = 0) -> da.Array:
+        """The same pixels as `read`, lazily: (H, W, bands), chunks on the file's tile borders."""
+        ...
+
+    def close(self) -> None:
+        """Releases file handles. Reading again re-opens them."""
+        ...
+
+
+def check_inside(source: Source, box: Box, level: int) -> None:
+    """Raises ImageError unless `box` lies inside `level` of `source`."""
+    if not 0 <= level < len(source.levels):
+        raise ImageError(f"{source.path}: level {level} was asked for, but it has levels 0..{len(source.levels) - 1}")
+    size = source.levels[level].size
+    if not size.box.contains(box):
+        raise ImageError(f"{source.path}: {box} leaves level {level}, which is {size}; read inside it, or pad")
