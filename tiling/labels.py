@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import pyproj
+import zarr
+from affine import Affine
+from numpy.typing import NDArray
+
+from tiling.errors import ImageError
+from tiling.geometry import Box, Size
+from tiling.georef import Georef
+from tiling.source import Kind
 
 NODATA: Final = 255
 """Label of a pixel that is no data; kept apart from every class."""
+UNFINISHED: Final = "veca-unfinished"
+"""Under this attribute lies the description of a label image that is still being written."""
+_AXIS_UNITS: Final = {"metre": "meter", "kilometre": "kilometer", "foot": "foot"}
+"""Names of PROJ's units in OME-Zarr, which has none for degrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +42,132 @@ class LabelClass:
             raise ValueError(f"class {self.name!r} has value {self.value}; values are 0..254 (255 is no data)")
         if not all(0 <= c <= 255 for c in self.color):
             raise ValueError(f"class {self.name!r} has colour {self.color}; write three numbers 0..255")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A finished label image: one class value a pixel, 255 where there is no data."""
+
+    path: Path
+    """Its folder."""
+    name: str
+    """Of the image that it labels."""
+    kind: Kind
+    size: Size
+    """Of level 0."""
+    georef: Georef
+    """Of level 0."""
+    classes: tuple[LabelClass, ...]
+    fingerprint: str
+    """Names the run that made it: input, model, plan and options."""
+    levels: tuple[zarr.Array[Any], ...]
+    """(H, W) uint8, finest first; a pixel of level k covers 2**k x 2**k pixels of level 0."""
+
+    @classmethod
+    def open(cls, path: Path) -> Labels:
+        """Reads the description, no pixels. Raises ImageError where `path` is not a finished label image of ours."""
+        if not path.is_dir():
+            raise ImageError(f"{path}: there is no label image here; give the folder that a segmentation wrote")
+        try:
+            group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+            attributes = cast("dict[str, Any]", group.attrs.asdict())
+            if UNFINISHED in attributes:
+                raise ImageError(f"{path}: this label image is not finished; segment the image again to complete it")
+            return _parse(path, group, attributes)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"{path}: not an OME-Zarr 0.5 label image written by VECA ({reason})") from error
+
+    def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
+        """(h, w) labels of `box`, in pixels of `level`. Raises ImageError for a box that leaves the level."""
+        if not 0 <= level < len(self.levels):
+            raise ImageError(f"{self.path}: level {level} was asked for, but it has levels 0..{len(self.levels) - 1}")
+        height, width = self.levels[level].shape
+        if not Size(height, width).box.contains(box):
+            raise ImageError(f"{self.path}: {box} leaves level {level}, which is {height} x {width} px")
+        return cast("NDArray[np.uint8]", self.levels[level][box.slices])
+
+
+def describe(
+    *, sizes: Sequence[Size], classes: Sequence[LabelClass], georef: Georef, kind: Kind, name: str, fingerprint: str
+) -> dict[str, Any]:
+    """Attributes, as JSON values, of a finished label image with levels of these sizes; `Labels.open` reads them."""
+    if len({c.value for c in classes}) != len(classes):
+        raise ValueError(f"two classes share a value: {[(c.value, c.name) for c in classes]}")
+    colors = [{"label-value": c.value, "rgba": [*c.color, 255]} for c in classes]
+    names = [{"label-value": c.value, "name": c.name} for c in classes]
+    return {
+        "ome": {
+            "version": "0.5",
+            "multiscales": [_multiscale(len(sizes), georef, name)],
+            "image-label": {
+                "colors": [*colors, {"label-value": NODATA, "rgba": [0, 0, 0, 0]}],
+                "properties": [*names, {"label-value": NODATA, "name": "no data"}],
+            },
+        },
+        "veca": {
+            "name": name,
+            "kind": kind,
+            "transform": [float(number) for number in georef.transform[:6]],
+            "unit": georef.unit,
+            "crs": georef.crs,
+            "nodata": NODATA,
+            "fingerprint": fingerprint,
+        },
+    }
+
+
+def _multiscale(levels: int, georef: Georef, name: str) -> dict[str, Any]:
+    """Axes and one dataset a level. OME-Zarr places pixel centres, so a coarse level starts half a coarse pixel in."""
+    t = georef.transform
+    y, x = math.hypot(t.b, t.e), math.hypot(t.a, t.d)
+    unit = _axis_unit(georef)
+    steps = [(str(level), 2.0**level) for level in range(levels)]
+    return {
+        "name": name,
+        "axes": [{"name": axis, "type": "space"} | ({"unit": unit} if unit else {}) for axis in "yx"],
+        "datasets": [
+            {
+                "path": path,
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [y * step, x * step]},
+                    {"type": "translation", "translation": [y * (step - 1) / 2, x * (step - 1) / 2]},
+                ],
+            }
+            for path, step in steps
+        ],
+        "type": "mode",
+    }
+
+
+def _axis_unit(georef: Georef) -> str | None:
+    if georef.unit == "um":
+        return "micrometer"
+    return _AXIS_UNITS.get(pyproj.CRS.from_user_input(georef.crs).axis_info[0].unit_name) if georef.crs else None
+
+
+def _parse(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> Labels:
+    """Raises KeyError, TypeError, ValueError or IndexError where something is missing or odd."""
+    ours, ome = attributes["veca"], attributes["ome"]
+    levels = tuple(_level(group, dataset["path"]) for dataset in ome["multiscales"][0]["datasets"])
+    names = {row["label-value"]: row["name"] for row in ome["image-label"]["properties"]}
+    colors = {row["label-value"]: tuple(row["rgba"][:3]) for row in ome["image-label"]["colors"]}
+    return Labels(
+        path=path,
+        name=ours["name"],
+        kind=ours["kind"],
+        size=Size(*levels[0].shape),
+        georef=Georef(Affine(*ours["transform"]), ours["unit"], ours["crs"]),
+        classes=tuple(
+            LabelClass(v, n, cast("tuple[int, int, int]", colors[v])) for v, n in names.items() if v != NODATA
+        ),
+        fingerprint=ours["fingerprint"],
+        levels=levels,
+    )
+
+
+def _level(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    array = group[path]
+    if not isinstance(array, zarr.Array) or array.dtype != np.uint8 or array.ndim != 2:
+        raise ValueError(f"level {path} is not a two-dimensional uint8 array")
+    return array

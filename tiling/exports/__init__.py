@@ -1,0 +1,27 @@
+"""What can be made from finished labels. To add an export, write a function of type `Export` and give it a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from tiling.exports.areas import ClassArea, areas, write_areas
+from tiling.exports.mask import write_mask
+from tiling.exports.preview import write_preview
+from tiling.labels import Labels
+from tiling.view import View
+
+Export = Callable[[Labels, Path, View | None, Mapping[str, str]], list[Path]]
+"""(labels, folder, the image that was segmented if at hand, tags for the files' metadata) -> the files written.
+
+A file appears whole under its name, or not at all. Memory does not grow with the labels.
+"""
+
+EXPORTS: Final[dict[str, Export]] = {
+    "mask": write_mask,
+    "areas": write_areas,
+    "preview": write_preview,
+}
+
+__all__ = ["EXPORTS", "ClassArea", "Export", "areas"]

@@ -1,0 +1,63 @@
+"""Opens images: a table of readers, tried in order, and one function that picks the right one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import zarr
+from numpy import ndarray
+from numpy.typing import NDArray
+
+from tiling.errors import ImageError
+from tiling.readers.array import ArraySource
+from tiling.readers.flat import FlatSource
+from tiling.readers.opened import OpenedImage
+from tiling.readers.raster import RasterSource
+from tiling.readers.tiff import TiffSource
+
+if TYPE_CHECKING:
+    from tiling.source import Source
+
+READERS: Final[dict[str, type[OpenedImage]]] = {
+    "raster": RasterSource,
+    "tiff": TiffSource,
+    "array": ArraySource,
+    "flat": FlatSource,
+}
+"""Name -> reader, in the order in which a file is offered to them: a georeferenced TIFF is a raster, not a slide."""
+
+READABLE: Final = (
+    "GeoTIFF and COG, JPEG 2000, VRT; SVS, NDPI, OME-TIFF, SCN, Philips and generic TIFF; Zarr and OME-Zarr; "
+    "PNG, JPEG, BMP, WebP"
+)
+
+
+def open_image(image: str | os.PathLike[str] | NDArray[Any] | zarr.Array[Any], *, reader: str | None = None) -> Source:
+    """Opens a file, or an array (H, W) or (H, W, bands), reading headers only.
+
+    `reader` names a row of READERS instead of letting the file decide. Raises ImageError, in one line, for whatever
+    cannot be opened, and ValueError for a reader that does not exist.
+    """
+    if reader is not None and reader not in READERS:
+        raise ValueError(f"there is no reader {reader!r}; the readers are {', '.join(READERS)}")
+    if isinstance(image, ndarray | zarr.Array):
+        return ArraySource(image)
+    path = os.fspath(image)
+    _check_exists(path)
+    if reader is not None:
+        return READERS[reader](path)
+    for known in READERS.values():
+        if known.accepts(path):
+            return known(path)
+    if Path(path).is_dir():
+        raise ImageError(f"{path}: is a folder, and not a Zarr array; name the image file itself")
+    raise ImageError(f"{path}: is no image that is read here; what is read: {READABLE}")
+
+
+def _check_exists(path: str) -> None:
+    if not Path(path).exists():
+        raise ImageError(f"{path}: no such file")
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty; copy it again")

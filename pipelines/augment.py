@@ -1,0 +1,99 @@
+"""Random changes to training crops: geometry through MONAI, colour through torchvision, stains through scikit-image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandGaussianSmoothd, RandRotate90d, RandRotated
+from numpy.typing import NDArray
+from skimage.color import hed2rgb, rgb2hed
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pipelines.config import AugmentRecipe
+
+
+class Augment:
+    """Changes one crop at a time; the same generator state gives the same change."""
+
+    def __init__(self, recipe: AugmentRecipe, crop: int) -> None:
+        self.recipe = recipe
+        self.crop = crop
+        geometry: list[Any] = []
+        if recipe.rotate:
+            geometry = [
+                RandRotated(("image", "mask"), math.pi / 4, prob=0.5, mode=("bilinear", "nearest"),
+                            padding_mode="reflection"),
+                RandRotate90d(("image", "mask"), prob=0.75),
+                RandFlipd(("image", "mask"), prob=0.5, spatial_axis=0),
+            ]  # fmt: skip
+        self.geometry = Compose(geometry)
+        noise = recipe.blur / 2
+        self.noise = Compose(
+            [
+                RandGaussianSmoothd(("image",), (0.3, 1.2), (0.3, 1.2), prob=noise),
+                RandGaussianNoised(("image",), prob=noise, std=8.0),
+            ]
+        )
+        color = recipe.color
+        self.jitter = v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color * 0.15)
+
+    def draw_side(self, rng: np.random.Generator) -> int:
+        """Side of the source region, in pixels, that one crop is made of: smaller regions are zoomed in."""
+        low, high = self.recipe.scale
+        zoom = math.exp(rng.uniform(math.log(low), math.log(high)))
+        # Turned by 45 degrees, a crop's corners reach sqrt(2) further out.
+        reach = math.sqrt(2) if self.recipe.rotate else 1.0
+        return max(8, round(self.crop * reach / zoom))
+
+    def __call__(
+        self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(H, W, bands) and (H, W), square -> float32 (bands, crop, crop) in raw units, and int64 (crop, crop)."""
+        reach = math.sqrt(2) if self.recipe.rotate else 1.0
+        side = round(self.crop * reach)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.astype(np.float32))).permute(2, 0, 1)
+        classes = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
+        pixels = v2.functional.resize(pixels, [side, side], antialias=True)
+        classes = v2.functional.resize(classes, [side, side], interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        for transform in (self.geometry, self.noise):
+            transform.set_random_state(seed=int(rng.integers(2**31)))
+        crop = self.geometry({"image": pixels, "mask": classes})
+        pixels, classes = (v2.functional.center_crop(_plain(crop[key]), [self.crop] * 2) for key in ("image", "mask"))
+        pixels = _plain(self.noise({"image": self.colored(pixels, image.dtype, rng)})["image"])
+        return pixels.contiguous(), classes[0].long()
+
+    def colored(self, pixels: Tensor, dtype: np.dtype[Any], rng: np.random.Generator) -> Tensor:
+        """Colour or radiometric changes on float pixels (bands, H, W) in raw units."""
+        torch.manual_seed(int(rng.integers(2**31)))
+        if len(pixels) == 3 and dtype == np.uint8:
+            unit = (pixels / 255).clamp(0, 1)
+            if self.recipe.stain and rng.random() < 0.8:
+                unit = stain_jitter(unit, self.recipe.stain, rng)
+            if self.recipe.color and rng.random() < 0.8:
+                unit = self.jitter(unit)
+            return unit * 255
+        gain = 1 + self.recipe.color * (torch.rand(len(pixels), 1, 1) * 2 - 1)
+        shift = self.recipe.color * 0.2 * (torch.rand(len(pixels), 1, 1) * 2 - 1) * pixels.std()
+        return pixels * gain + shift
+
+
+def stain_jitter(rgb: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Scales and shifts haematoxylin, eosin and DAB of an RGB crop (3, H, W) in 0..1.
+
+    Colour deconvolution after Ruifrok and Johnston 2001; jitter after Tellez et al. 2018.
+    """
+    hed = rgb2hed(rgb.permute(1, 2, 0).numpy())
+    gain = rng.uniform(1 - strength, 1 + strength, 3)
+    shift = rng.uniform(-strength, strength, 3) * 0.1
+    changed = hed2rgb(hed * gain + shift).clip(0, 1)
+    return torch.from_numpy(changed.astype(np.float32)).permute(2, 0, 1)
+
+
+def _plain(value: Any) -> Tensor:
+    """MONAI's tensor with metadata -> a plain one."""
+    tensor: Tensor = value.as_tensor() if hasattr(value, "as_tensor") else value
+    return tensor

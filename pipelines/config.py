@@ -1,0 +1,139 @@
+"""A training recipe: one YAML file, or a folder with images/ and masks/. Checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.errors import RequestError
+from veca_core.card import Bands, ClassInfo, PixelSize, first_problem
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Part):
+    """Which images, which masks, and which of them are held back."""
+
+    images: Path
+    """Folder of images."""
+    masks: Path
+    """Folder of masks with the same names (any ending): one band of class values, same size as the image."""
+    group: str = "(.+)"
+    """Regular expression on the file name; images whose first group matches the same text are never split."""
+    validate_on: tuple[str, ...] = ()
+    """Groups held back for validation; empty: about a fifth of the groups, chosen by their names' hash."""
+    ignore: tuple[int, ...] = ()
+    """Mask values that are neither trained on nor scored; 255 always is."""
+
+
+class NetworkRecipe(_Part):
+    """The network to train."""
+
+    preset: str = "tiny"
+    stem: str = "tu-tf_efficientnet_lite0"
+    """'patch' for the paper's embedding, or an encoder of segmentation-models-pytorch."""
+    head: str = "unet"
+    overrides: dict[str, Any] = {}
+    """Fields of the preset to change."""
+    pretrained: Path | Literal["imagenet"] | None = None
+    """Where the stem starts: 'imagenet' fetches the stem's published weights, a model folder continues from it."""
+
+
+class AugmentRecipe(_Part):
+    """Random changes to each training crop."""
+
+    scale: tuple[float, float] = (0.7, 1.4)
+    """Zoom, log-uniform: 2 shows everything twice as large."""
+    rotate: bool = True
+    """Any angle, and flips."""
+    color: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Strength of brightness, contrast, saturation and hue changes (brightness and contrast for other than RGB)."""
+    stain: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength of changes to haematoxylin, eosin and DAB (RGB only)."""
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """How often a crop is blurred or made noisy."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"scale is two positive numbers, small then large, got {value}")
+        return value
+
+
+class ScheduleRecipe(_Part):
+    """How long and how fast."""
+
+    steps: Annotated[int, Field(ge=1)] = 1000
+    batch: Annotated[int, Field(ge=1)] = 4
+    crop: Annotated[int, Field(ge=32)] = 384
+    """Side of a training crop in pixels."""
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW; the pretrained stem takes a fifth of it."""
+    weight_decay: float = 0.05
+    warmup: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up before the cosine."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of crops centred on a pixel of a class drawn with equal chances."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the running mean of the weights that is validated and kept."""
+    validate_every: Annotated[int, Field(ge=1)] = 100
+    seed: int = 0
+
+
+class TrainRecipe(_Part):
+    """Everything that makes a model: `veca train` reads it from YAML."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    summary: str = ""
+    classes: tuple[ClassInfo, ...]
+    data: DataRecipe
+    bands: Bands | None = None
+    """None: three 8-bit bands, or what the first image has, with means and deviations measured on the images."""
+    kind: Literal["slide", "raster", "any"] = "any"
+    spacing: PixelSize | None = None
+    """The pixel size of the training images; None: unknown, the model then reads every image as it is."""
+    window: Annotated[int, Field(ge=32)] = 512
+    network: NetworkRecipe = NetworkRecipe()
+    augment: AugmentRecipe = AugmentRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    store: Literal["float16", "float32"] = "float16"
+    """Number type of the saved weights."""
+    licence: str = ""
+    source: str = ""
+    """Where the data came from, for the card."""
+    limits: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _useful(self) -> TrainRecipe:
+        if len(self.classes) < 2:
+            raise ValueError("training needs at least two classes (background counts as one)")
+        return self
+
+
+def read_recipe(path: Path) -> TrainRecipe:
+    """A recipe from YAML; paths in it are relative to the file. Raises RequestError naming what is wrong."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} is no recipe: expected name, classes and data, see docs/training.md")
+    try:
+        recipe = TrainRecipe.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(f"{path}: {first_problem(error)}") from error
+    data = recipe.data.model_copy(
+        update={name: (path.parent / getattr(recipe.data, name)).resolve() for name in ("images", "masks")}
+    )
+    network = recipe.network
+    if isinstance(network.pretrained, Path):
+        network = network.model_copy(update={"pretrained": (path.parent / network.pretrained).resolve()})
+    return recipe.model_copy(update={"data": data, "network": network})

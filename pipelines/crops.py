@@ -1,0 +1,81 @@
+"""Training crops, read from the images when they are needed. Crop i of a run is the same crop whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipelines.augment import Augment
+from pipelines.scenes import IGNORE, INDEX_STRIDE, Scene
+from tiling import Box
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """An endless list of augmented crops: item i depends on the seed and on i alone, so a run resumes anywhere."""
+
+    def __init__(
+        self, scenes: Sequence[Scene], lookup: NDArray[np.uint8], augment: Augment, balance: float, seed: int
+    ) -> None:
+        self.scenes = scenes
+        self.lookup = lookup
+        self.augment = augment
+        self.balance = balance
+        self.seed = seed
+        self.areas = np.array([scene.image.levels[0].size.pixels for scene in scenes], dtype=np.float64)
+        self.places = [_places(scene, lookup) for scene in scenes]
+        self.per_class = np.array([[len(places) for places in scene] for scene in self.places], dtype=np.float64)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Raw pixels (bands, crop, crop) float32, and class indices (crop, crop) int64 with IGNORE."""
+        rng = np.random.default_rng((self.seed, index))
+        scene, y, x = self._draw_centre(rng)
+        side = self.augment.draw_side(rng)
+        image, mask = read_padded(self.scenes[scene], self.lookup, y - side // 2, x - side // 2, side)
+        return self.augment(image, mask, rng)
+
+    def _draw_centre(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Scene, row and column: on a pixel of a class drawn with equal chances, or anywhere."""
+        classes = np.flatnonzero(self.per_class.sum(axis=0))
+        if len(classes) and rng.random() < self.balance:
+            cls = rng.choice(classes)
+            share = self.per_class[:, cls] / self.per_class[:, cls].sum()
+            scene = int(rng.choice(len(self.scenes), p=share))
+            y, x = self.places[scene][cls][rng.integers(len(self.places[scene][cls]))]
+            return scene, int(y) * INDEX_STRIDE, int(x) * INDEX_STRIDE
+        scene = int(rng.choice(len(self.scenes), p=self.areas / self.areas.sum()))
+        size = self.scenes[scene].image.levels[0].size
+        return scene, int(rng.integers(size.height)), int(rng.integers(size.width))
+
+
+def read_padded(
+    scene: Scene, lookup: NDArray[np.uint8], top: int, left: int, side: int
+) -> tuple[NDArray[np.generic], NDArray[np.uint8]]:
+    """A square that touches the scene: (side, side, bands) mirrored beyond the edges, and classes, IGNORE there."""
+    size = scene.image.levels[0].size
+    inside = Box(top, left, side, side).intersect(size.box)
+    assert inside is not None, "crops are centred on a pixel of the scene"
+    margins = (
+        (inside.y - top, top + side - inside.bottom),
+        (inside.x - left, left + side - inside.right),
+    )
+    image = np.pad(scene.image.read(inside), (*margins, (0, 0)), mode="symmetric")
+    mask = np.pad(scene.targets(inside, lookup), margins, constant_values=IGNORE)
+    return image, mask
+
+
+def _places(scene: Scene, lookup: NDArray[np.uint8]) -> list[NDArray[np.int32]]:
+    """For each class, (n, 2) rows and columns of its pixels on every INDEX_STRIDE-th row and column."""
+    size = scene.mask.levels[0].size
+    coarse = scene.targets(size.box, lookup)[::INDEX_STRIDE, ::INDEX_STRIDE]
+    classes = sorted(set(lookup.tolist()) - {IGNORE, IGNORE - 1})
+    return [np.argwhere(coarse == index).astype(np.int32) for index in classes]
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(B, bands, crop, crop) and (B, crop, crop)."""
+    return torch.stack([item[0] for item in items]), torch.stack([item[1] for item in items])

@@ -1,0 +1,108 @@
+"""From a block of an image to class probabilities: the one path that segmenting, evaluating and every worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.scenes import IGNORE
+from tiling import Box, Grid, Stitcher, View, taper
+from veca_core import Segmenter
+
+
+class Tissue(Protocol):
+    """Where a slide holds something worth looking at."""
+
+    def touches(self, box: Box) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one block."""
+
+    probabilities: NDArray[np.float32]
+    """(classes, h, w), tapered mean over the windows; zero where nothing was looked at."""
+    seen: NDArray[np.bool_]
+    """(h, w): True where the image has data and a window was run."""
+
+    @property
+    def indices(self) -> NDArray[np.uint8]:
+        """(h, w) class indices, IGNORE where nothing was seen."""
+        called = self.probabilities.argmax(axis=0).astype(np.uint8)
+        return np.where(self.seen, called, np.uint8(IGNORE))
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A network with how it is to be run. Windows go through it in the grid's order, always in full batches."""
+
+    network: Segmenter
+    cores: int
+    batch: int
+    device: torch.device
+    precision: torch.dtype
+    taper: str = "linear"
+
+    def predict_block(self, view: View, grid: Grid, block: Box, tissue: Tissue | None = None) -> Prediction:
+        """Runs every window that touches the block and has data (and tissue, where that is asked for)."""
+        classes = self.network.classes
+        stitcher = Stitcher(block, classes, taper(grid.window, grid.overlap, self.taper))
+        seen = view.valid(block)
+        if seen.any():
+            windows = (w for w in grid.touching(block) if tissue is None or tissue.touches(w))
+            for window, probabilities in self._run(view, windows):
+                stitcher.add(window, probabilities)
+        return Prediction(stitcher.mean(), seen & stitcher.covered)
+
+    def _run(self, view: View, windows: Iterable[Box]) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+        """Each window with its probabilities (classes, h, w); windows without a valid pixel are left out."""
+        read = ((window, *view.window(window)) for window in windows)
+        useful = ((window, pixels) for window, pixels, valid in read if valid.any())
+        while chunk := list(islice(useful, self.batch)):
+            pixels = np.stack([pixels for _, pixels in chunk])
+            for (window, _), probabilities in zip(chunk, self.probabilities(pixels), strict=False):
+                yield window, probabilities
+
+    def probabilities(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """(n, h, w, bands) raw pixels, n at most the batch -> (n, classes, h, w).
+
+        Short batches are filled up by repeating the last window, so that every window goes through the same
+        arithmetic wherever a run was cut: that keeps results equal to the byte.
+        """
+        missing = self.batch - len(pixels)
+        full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)]) if missing else pixels
+        tensor = torch.from_numpy(_torch_ready(full)).to(self.device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            logits = self.network(tensor, self.cores)
+        result: NDArray[np.float32] = logits.float().softmax(dim=1)[: len(pixels)].cpu().numpy()
+        return result
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    """Runs matrix products in `precision` where that is not float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _torch_ready(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Unsigned types that torch barely knows become the next larger signed one; byte order becomes native."""
+    wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.float64}
+    native = pixels.dtype.newbyteorder("=")
+    return np.ascontiguousarray(pixels.astype(wider.get(native, native), copy=False))

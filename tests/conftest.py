@@ -1,0 +1,28 @@
+"""What tests share: where the labelled data and the awkward files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def _shared(part: str) -> Path:
+    path = SHARED / part
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing: this test reads the shared {part} files that lie beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with aerial/, nuclei/ and odd/."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with the outputs of the published implementation."""
+    return _shared("golden")

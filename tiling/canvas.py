@@ -1,0 +1,297 @@
+"""The label image being written: a sharded Zarr v3, block by block, that survives being killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import numpy as np
+import zarr
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from tiling import pyramid
+from tiling.disk import flush, flush_tree, remove
+from tiling.errors import ImageError
+from tiling.geometry import Box, Size
+from tiling.georef import Georef
+from tiling.grid import blocks
+from tiling.journal import Journal
+from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe
+from tiling.source import Kind
+
+_JOURNAL: Final = "journal.txt"
+
+
+class CanvasBusy(ImageError):  # noqa: N818 - it says what is the case, like BrokenPipe
+    """Another process is writing this canvas."""
+
+
+class Canvas:
+    """One label image under construction; `create` makes one or takes up one that was interrupted.
+
+    A block is one shard, hence one file, and is named in the journal only once it is on the disk. What is finished
+    holds nothing but the labels and their description: the same labels give the same bytes, in whatever order they
+    came and however often they were interrupted.
+
+    Only the process that created a canvas may finish it; it holds the lock until `publish` or `close`. A pickled canvas
+    writes blocks from other processes that see the same folder; their blocks count when `finish` reads the journal.
+    """
+
+    path: Path
+    """The folder being written."""
+    size: Size
+    block: int
+    """Side of a block in pixels."""
+
+    def __init__(self, path: Path, description: dict[str, Any], lock: FileLock | None) -> None:
+        """For `create` and unpickling; the folder is laid out already."""
+        self._lock = lock
+        self._description = description
+        self.path = path
+        level0 = self._level0 = cast("zarr.Array[Any]", zarr.open_group(path, mode="r+", zarr_format=3)["0"])
+        self.size = Size(*level0.shape)
+        self.block = cast("tuple[int, int]", level0.shards)[0]
+        self._journal = Journal(path / _JOURNAL)
+        self._done = set(self._journal.read()) if self._journal.path.exists() else set(self.blocks)
+        self._meaningful = np.zeros(256, bool)
+        self._meaningful[[c["label-value"] for c in description["ome"]["image-label"]["colors"]]] = True
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        size: Size,
+        block: int,
+        chunk: int,
+        classes: Sequence[LabelClass],
+        georef: Georef,
+        kind: Kind,
+        name: str,
+        fingerprint: str,
+    ) -> Self:
+        """Takes up the canvas at `path` where it is the same (fingerprint and all else); otherwise starts anew there.
+
+        Block and chunk are sides in pixels, a block a whole number of chunks. Finished blocks are read again and
+        checked; one that does not match its checksum is to be done again. Raises CanvasBusy while another process
+        writes it, and ImageError where `path` holds something that is no canvas, which is left alone.
+        """
+        if min(block, chunk) <= 0 or block % chunk:
+            raise ValueError(
+                f"a block must be a whole number of chunks, got blocks of {block} and chunks of {chunk} px"
+            )
+        sizes = pyramid.level_sizes(size)
+        description = describe(
+            sizes=sizes, classes=classes, georef=georef, kind=kind, name=name, fingerprint=fingerprint
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path)
+        try:
+            if _is_same(path, description, size, block, chunk):
+                _drop_damaged_blocks(path)
+            else:
+                _lay_out(path, description, size, block, chunk)
+            return cls(path, description, lock)
+        except BaseException:
+            _give_back(lock)
+            raise
+
+    @property
+    def blocks(self) -> Iterator[Box]:
+        """All blocks, row by row; those at the right and bottom are cut at the image's edge."""
+        return blocks(self.size, self.block)
+
+    def is_done(self, box: Box) -> bool:
+        """Whether a block is finished, as far as this process knows."""
+        return box in self._done
+
+    def write(self, box: Box, labels: NDArray[np.uint8]) -> None:
+        """Stores the labels (h, w) of one block; on return they are on the disk and count as done.
+
+        Different blocks may be written by several threads and processes at once. Raises OSError where the disk is full;
+        the block is then not done. Raises ValueError for what is not one block of known labels.
+        """
+        self._check(box, labels)
+        self._level0[box.slices] = labels
+        row = self.path / "0" / "c" / str(box.y // self.block)
+        shard = row / str(box.x // self.block)
+        for written in (shard, row, row.parent):  # a block without any data leaves no file
+            if written.exists():
+                flush(written)
+        self._journal.append(box, _crc(labels))
+        self._done.add(box)
+
+    def finish(self) -> Labels:
+        """Adds the coarser levels and the description. Raises ImageError while blocks are missing."""
+        assert self._lock is not None, "only the process that created a canvas may finish it"
+        if not self._journal.path.exists():
+            return Labels.open(self.path)
+        self._done |= set(self._journal.read())
+        missing = [box for box in self.blocks if box not in self._done]
+        if missing:
+            raise ImageError(
+                f"{self.path}: {len(missing)} blocks are not written yet, the first at {missing[0]}; "
+                "run again to do what is missing"
+            )
+        _tidy(self.path)
+        group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        coarser = pyramid.level_sizes(self.size)[1:]
+        pyramid.build([self._level0, *(_add_level(group, i, s, self._level0) for i, s in enumerate(coarser, 1))])
+        group.attrs.put(self._description)
+        flush_tree(self.path)
+        self._journal.path.unlink()
+        flush(self.path)
+        return Labels.open(self.path)
+
+    def publish(self, final: Path) -> Labels:
+        """Finishes, moves the folder to `final` in one step, replacing what was there, and gives the lock back."""
+        self.finish()
+        old = final.with_name(f"{final.name}.old")
+        if final.exists():
+            remove(old)
+            final.rename(old)
+        self.path.rename(final)
+        flush(final.parent)
+        remove(old)
+        self.close()
+        return Labels.open(final)
+
+    def close(self) -> None:
+        """Gives the lock back; what is written stays, for `create` to take up."""
+        if self._lock is not None:
+            _give_back(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Canvas], tuple[Path, dict[str, Any], None]]:
+        return type(self), (self.path, self._description, None)
+
+    def _check(self, box: Box, labels: NDArray[np.uint8]) -> None:
+        """Raises ValueError unless `box` is a block and `labels` fit it and mean something."""
+        height, width = min(self.block, self.size.height - box.y), min(self.block, self.size.width - box.x)
+        if box.y % self.block or box.x % self.block or (box.height, box.width) != (height, width):
+            raise ValueError(f"{box} is not a block of {self.size} in blocks of {self.block} px")
+        if labels.shape != (height, width) or labels.dtype != np.uint8:
+            raise ValueError(f"a block of {height} x {width} uint8 labels is wanted, got {labels.shape} {labels.dtype}")
+        if not self._meaningful[labels].all():
+            strange = sorted({int(value) for value in np.unique(labels) if not self._meaningful[value]})
+            raise ValueError(f"labels at {box} hold {strange}, which are neither a class nor no data (255)")
+
+
+def _take_lock(path: Path) -> FileLock:
+    """The operating system drops the lock when its process ends, however it ends."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CanvasBusy(
+            f"{path}: another process is writing this image; wait for it, or write to another folder"
+        ) from None
+    return lock
+
+
+def _give_back(lock: FileLock) -> None:
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _is_same(path: Path, description: dict[str, Any], size: Size, block: int, chunk: int) -> bool:
+    """Whether the folder holds this very canvas, unfinished or finished but not yet published."""
+    try:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        attributes, array = group.attrs.asdict(), group["0"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    wanted = json.loads(json.dumps(description))
+    unfinished = (path / _JOURNAL).exists()
+    return (
+        isinstance(array, zarr.Array)
+        and (array.shape, array.shards, array.chunks) == ((size.height, size.width), (block, block), (chunk, chunk))
+        and (attributes == wanted or (unfinished and attributes == {UNFINISHED: wanted}))
+    )
+
+
+def _drop_damaged_blocks(path: Path) -> None:
+    """Takes blocks that the disk lost off the journal, and whatever a kill left half-written."""
+    journal = Journal(path / _JOURNAL)
+    if not journal.path.exists():
+        return
+    _tidy(path)
+    level0 = cast("zarr.Array[Any]", zarr.open_group(path, mode="r", zarr_format=3)["0"])
+    journal.rewrite({box: crc for box, crc in journal.read().items() if _read_crc(level0, box) == crc})
+
+
+def _read_crc(level0: zarr.Array[Any], box: Box) -> int | None:
+    try:
+        return _crc(cast("NDArray[np.uint8]", level0[box.slices]))
+    except (ValueError, RuntimeError):  # what Zarr and its codecs raise for bytes they cannot decode
+        return None
+
+
+def _lay_out(path: Path, description: dict[str, Any], size: Size, block: int, chunk: int) -> None:
+    """An empty canvas, replacing any other one. The journal comes last: a canvas without it is not taken up."""
+    _refuse_strangers(path)
+    remove(path)
+    group = zarr.create_group(path, zarr_format=3, attributes={UNFINISHED: description})
+    _create_array(group, "0", size, block, chunk)
+    Journal(path / _JOURNAL).rewrite({})
+    flush_tree(path)
+    flush(path.parent)
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Raises ImageError where wiping `path` would delete what no canvas can have put there."""
+    found = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
+    strange = [
+        p.name for p in found if p.suffix != ".partial" and p.stem not in ("zarr", "journal") and not p.stem.isdigit()
+    ]
+    if strange:
+        raise ImageError(
+            f"{path}: holds {strange[0]!r}, which is not part of a label image; move it away or choose another folder"
+        )
+
+
+def _create_array(group: zarr.Group, name: str, size: Size, block: int, chunk: int) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=(size.height, size.width),
+        dtype="uint8",
+        shards=(block, block),
+        chunks=(chunk, chunk),
+        compressors=ZstdCodec(level=3),
+        fill_value=NODATA,
+        dimension_names=("y", "x"),
+        config={"write_empty_chunks": False},
+    )
+
+
+def _add_level(group: zarr.Group, level: int, size: Size, level0: zarr.Array[Any]) -> zarr.Array[Any]:
+    return _create_array(group, str(level), size, cast("tuple[int, int]", level0.shards)[0], level0.chunks[0])
+
+
+def _tidy(path: Path) -> None:
+    """Removes what an interruption left behind: half-written files, a half-built pyramid, empty folders."""
+    for coarser in path.glob("[1-9]*"):
+        remove(coarser)
+    for stray in [*path.rglob("*.partial"), *path.glob("*.new")]:
+        remove(stray)
+    for folder in sorted((path / "0").rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _crc(labels: NDArray[np.uint8]) -> int:
+    return zlib.crc32(np.ascontiguousarray(labels).data)

@@ -1,0 +1,66 @@
+"""The mask of a raster: a Cloud-Optimized GeoTIFF with CRS, colours, class names, and the labels' own overviews."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+
+from tiling.exports.files import replacing
+from tiling.exports.tiled_tiff import TILE, write_pyramid
+from tiling.labels import NODATA, Labels
+
+_CACHE: Final = 64 << 20
+"""Bytes that GDAL may hold while it copies; by default it takes a share of the machine's memory."""
+
+
+def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
+    """Writes `path`: class values, 255 as nodata; `class_<value>` tags name the classes.
+
+    An image without a georeference gives a GeoTIFF without one. Raises OSError where the disk is full.
+    """
+    gdal = rasterio.Env(GDAL_CACHEMAX=_CACHE)  # type: ignore[no-untyped-call]
+    with replacing(path) as temporary, gdal, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a place has none to give
+        draft = temporary.with_name("draft.tif")
+        write_pyramid(draft, labels, nested=False, level=1, photometric="palette", colormap=_palette(labels))
+        _describe(draft, labels, tags)
+        rasterio.shutil.copy(
+            draft,
+            temporary,
+            driver="COG",
+            compress="DEFLATE",
+            blocksize=TILE,
+            bigtiff="IF_SAFER",
+            overviews="FORCE_USE_EXISTING",
+        )
+    return path
+
+
+def _describe(path: Path, labels: Labels, tags: Mapping[str, str]) -> None:
+    """Adds the place and the meaning of the values to a TIFF."""
+    georef = labels.georef
+    with rasterio.open(path, "r+") as raster:
+        raster.nodata = NODATA
+        if georef.crs is not None:
+            raster.crs = CRS.from_user_input(georef.crs)
+        if not georef.transform.is_identity:
+            raster.transform = georef.transform
+        raster.update_tags(**{f"class_{c.value}": c.name for c in labels.classes}, **tags)
+
+
+def _palette(labels: Labels) -> NDArray[np.uint16]:
+    """(3, 256): class colours over TIFF's 16 bits; grey for values that mean nothing, black for no data."""
+    palette = np.full((3, 256), 128, np.uint16)
+    palette[:, NODATA] = 0
+    for c in labels.classes:
+        palette[:, c.value] = c.color
+    return palette * np.uint16(257)

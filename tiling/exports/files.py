@@ -1,0 +1,27 @@
+"""How an export reaches its place: complete, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tiling.disk import flush, remove
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path of the same name, to be written; renames it to `path` on success and removes it otherwise.
+
+    It lies in a hidden folder next to `path`, which is removed with all else that was put there.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / path.name
+        flush(folder / path.name)
+        (folder / path.name).replace(path)
+        flush(path.parent)
+    finally:
+        remove(folder)

@@ -1,0 +1,77 @@
+"""The mask of a slide: a pyramidal OME-TIFF with the size of its pixels, for QuPath, Bio-Formats, OpenSlide ..."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+from tiling.exports.files import replacing
+from tiling.exports.tiled_tiff import write_pyramid
+from tiling.georef import Spacing
+from tiling.labels import NODATA, Labels
+
+_SCHEMA: Final = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+_UM_PER_CM: Final = 10_000
+
+
+def write_ome_tiff(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
+    """Writes `path`. The same labels and tags give the same bytes. Raises OSError where the disk is full."""
+    spacing = labels.georef.spacing(labels.size)
+    first: dict[str, Any] = {"description": ome_xml(labels, tags)}
+    if spacing is not None:
+        um = spacing.to("um")
+        first |= {"resolution": (_UM_PER_CM / um.x, _UM_PER_CM / um.y), "resolutionunit": "CENTIMETER"}
+    with replacing(path) as temporary:
+        write_pyramid(temporary, labels, nested=True, **first)
+    return path
+
+
+def ome_xml(labels: Labels, tags: Mapping[str, str]) -> bytes:
+    """OME-XML 2016-06 of one plane: size, pixel size, and what the values mean. ASCII; no dates, no random ids."""
+    ome = ElementTree.Element("OME", {"xmlns": _SCHEMA})
+    image = ElementTree.SubElement(ome, "Image", {"ID": "Image:0", "Name": _clean(labels.name)})
+    about = f"Segmentation mask: each pixel holds the value of its class; {NODATA} is no data."
+    ElementTree.SubElement(image, "Description").text = about
+    pixels = ElementTree.SubElement(image, "Pixels", _pixels(labels))
+    ElementTree.SubElement(pixels, "Channel", {"ID": "Channel:0:0", "Name": "class", "SamplesPerPixel": "1"})
+    ElementTree.SubElement(pixels, "TiffData", {"IFD": "0", "PlaneCount": "1"})
+    annotations = ElementTree.SubElement(ome, "StructuredAnnotations")
+    classes = {str(c.value): f"{c.name} (#{bytes(c.color).hex()})" for c in labels.classes} | {str(NODATA): "no data"}
+    for index, (what, rows) in enumerate({"classes": classes, "tags": tags}.items()):
+        name = f"Annotation:{index}"
+        ElementTree.SubElement(image, "AnnotationRef", {"ID": name})
+        annotation = ElementTree.SubElement(annotations, "MapAnnotation", {"ID": name, "Namespace": f"veca/{what}"})
+        value = ElementTree.SubElement(annotation, "Value")
+        for key, text in rows.items():
+            ElementTree.SubElement(value, "M", {"K": _clean(key)}).text = _clean(text)
+    document: bytes = ElementTree.tostring(ome, encoding="us-ascii", xml_declaration=True)
+    return document
+
+
+def _pixels(labels: Labels) -> dict[str, str]:
+    spacing = labels.georef.spacing(labels.size)
+    physical = {} if spacing is None else _physical(spacing.to("um"))
+    return {
+        "ID": "Pixels:0",
+        "DimensionOrder": "XYCZT",
+        "Type": "uint8",
+        "BigEndian": "false",
+        "SizeX": str(labels.size.width),
+        "SizeY": str(labels.size.height),
+        "SizeC": "1",
+        "SizeZ": "1",
+        "SizeT": "1",
+        **physical,
+    }
+
+
+def _physical(um: Spacing) -> dict[str, str]:
+    """Micrometres: the schema's own unit, so none is written."""
+    return {"PhysicalSizeX": repr(float(um.x)), "PhysicalSizeY": repr(float(um.y))}
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return "".join(character if character.isprintable() else " " for character in text)

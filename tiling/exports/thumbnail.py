@@ -1,0 +1,101 @@
+"""A small picture of a large image, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.geometry import Box, Size
+from tiling.source import Level, Source
+from tiling.view import View
+
+_PIECE: Final = 1 << 21
+"""Pixels that are read at once, about; at least one tile of the file."""
+_STRETCH: Final = (2.0, 98.0)
+"""Percentiles that become black and white where the values are not a display's."""
+
+
+def thumbnail(image: View, max_side: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """((h, w, 3) RGB, (h, w) valid): the whole image, its longest side at most `max_side` pixels, never enlarged.
+
+    Each pixel is the mean of the valid pixels below it, from the coarsest level that is fine enough. Eight-bit grey
+    and RGB are shown as they are; all else is stretched from the 2nd to the 98th percentile of each band. Red, green
+    and blue are found by their names, or are the first three bands. What is not valid is black.
+    """
+    source = image.source
+    scale = min(1.0, max_side / max(image.size.height, image.size.width))
+    wanted = Size(max(1, round(image.size.height * scale)), max(1, round(image.size.width * scale)))
+    level = _coarsest(source.levels, wanted)
+    size = source.levels[level].size
+    bands = _display_bands(source.bands)
+    out = Size(min(wanted.height, size.height), min(wanted.width, size.width))
+    mean, valid = _mean(source, level, bands, out)
+    if not _is_display(source, bands):
+        mean = _stretch(mean, valid)
+    rgb = np.clip(mean + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rgb, (out.height, out.width, 3))), valid
+
+
+def _coarsest(levels: Sequence[Level], wanted: Size) -> int:
+    """Index of the coarsest level that has all the pixels wanted; 0 where none has."""
+    fine = [i for i, x in enumerate(levels) if x.size.height >= wanted.height and x.size.width >= wanted.width]
+    return fine[-1] if fine else 0
+
+
+def _display_bands(names: Sequence[str]) -> list[int]:
+    """Indices of red, green and blue, or of the one band that is shown as grey."""
+    lower = [name.lower() for name in names]
+    if {"red", "green", "blue"} <= set(lower):
+        return [lower.index(color) for color in ("red", "green", "blue")]
+    return [0, 1, 2] if len(names) >= 3 else [0]
+
+
+def _is_display(source: Source, bands: Sequence[int]) -> bool:
+    """Whether the values are meant for a display: eight-bit grey, three bands, or named colours."""
+    named = [source.bands[i].lower() for i in bands] == ["red", "green", "blue"]
+    return source.dtype == np.uint8 and (named or len(source.bands) in (1, 3))
+
+
+def _mean(source: Source, level: int, bands: list[int], out: Size) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """((h, w, bands), (h, w) valid): mean of the valid pixels that fall on each output pixel; 0 where none do."""
+    size = source.levels[level].size
+    total = np.zeros((out.height, out.width, len(bands)))
+    weight = np.zeros((out.height, out.width, 1))
+    for box in _pieces(source.levels[level]):
+        pixels = source.read(box, level)[..., bands].astype(np.float32)
+        valid = (source.valid(box, level) & np.isfinite(pixels).all(axis=2))[..., None]
+        rows = np.arange(box.y, box.bottom) * out.height // size.height
+        columns = np.arange(box.x, box.right) * out.width // size.width
+        place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        total[place] += _sums(np.where(valid, pixels, np.float32(0)), rows, columns)
+        weight[place] += _sums(valid.astype(np.float32), rows, columns)
+    return total / np.maximum(weight, 1), weight[..., 0] > 0
+
+
+def _sums(pixels: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
+    """(H, W, n) summed over equal rows and columns; both are sorted and leave no number out."""
+    by_row = np.add.reduceat(pixels, np.unique(rows, return_index=True)[1], axis=0)
+    return np.asarray(np.add.reduceat(by_row, np.unique(columns, return_index=True)[1], axis=1))
+
+
+def _pieces(level: Level) -> Iterator[Box]:
+    """Cuts a level on its file's tile borders into pieces of about `_PIECE` pixels: no tile is decoded twice."""
+    size, tile = level.size, level.chunk
+    width = min(tile.width * max(1, round(_PIECE**0.5) // tile.width), size.width)
+    height = min(tile.height * max(1, _PIECE // width // tile.height), size.height)
+    for y in range(0, size.height, height):
+        for x in range(0, size.width, width):
+            yield Box.between(y, x, min(y + height, size.height), min(x + width, size.width))
+
+
+def _stretch(mean: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Each band from its percentiles among valid pixels to 0..255; a band of one value becomes mid grey."""
+    if not valid.any():
+        return np.zeros_like(mean)
+    low, high = np.percentile(mean[valid], _STRETCH, axis=0)
+    spread = np.where(high > low, high - low, 1.0)
+    stretched = np.where(high > low, (mean - low) / spread, 0.5) * 255
+    return np.where(valid[..., None], stretched, 0.0)

@@ -1,0 +1,215 @@
+"""Georeferenced rasters through GDAL: GeoTIFF, COG, JPEG 2000, VRT, with their overviews and masks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyproj
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+from tifffile import TiffFile
+
+from tiling import validity
+from tiling.errors import ImageError
+from tiling.geometry import Box, Size
+from tiling.georef import Georef
+from tiling.readers.opened import OpenedImage, level_scale, one_line
+from tiling.readers.tiff import tiff_magic
+from tiling.readers.tiff_tags import GEOREFERENCE_TAGS, is_slide
+from tiling.source import Kind, Level
+
+SUFFIXES: Final = (".vrt", ".jp2", ".j2k")
+SIDECARS: Final = (".aux.xml", ".msk", ".ovr")
+WORLD_FILES: Final = (".tfw", ".tifw", ".wld")
+
+_COLOURS = {"red", "green", "blue", "nir", "pan", "coastal", "rededge", "swir", "mwir", "lwir", "tir"}
+_OPENING = threading.Lock()
+
+
+class RasterSource(OpenedImage):
+    """A raster read with rasterio: every band in the file's order, except alpha, which only says what is valid.
+
+    A pixel is valid where at least one band differs from its nodata value (GDAL's rule for a dataset), no band is NaN
+    or infinite, alpha is above zero, and the internal or sidecar mask allows it: all four at once. Levels are the
+    file's overviews. Without a CRS, or with ground control points or RPCs alone, the world is the pixel grid and
+    `warnings` says so.
+    """
+
+    kind: Kind = "raster"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._idle: dict[int, list[DatasetReader]] = {}
+        with one_line(f"{self.path}: cannot be read as a raster"), self._dataset(0) as dataset:
+            self._describe(dataset)
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        return tiff_is_georeferenced(path) if tiff_magic(path) else path.lower().endswith(SUFFIXES)
+
+    def close(self) -> None:
+        """Closes the handles that no thread is using. Reading again opens new ones."""
+        for handles in self._idle.values():
+            while handles:
+                handles.pop().close()
+
+    def _describe(self, dataset: DatasetReader) -> None:
+        _refuse_unusable(dataset)
+        colours = dataset.colorinterp
+        self._alpha = next((i for i, colour in enumerate(colours, 1) if colour == ColorInterp.alpha), None)
+        self._indexes = [i for i in dataset.indexes if i != self._alpha]
+        if not self._indexes:
+            raise ImageError("it holds an alpha channel and no band")
+        self._nodata = tuple(dataset.nodatavals[i - 1] for i in self._indexes)
+        flags = dataset.mask_flag_enums[self._indexes[0] - 1]
+        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        self.dtype = np.result_type(*(dataset.dtypes[i - 1] for i in self._indexes))
+        self.bands = _band_names(dataset, self._indexes)
+        self.levels = tuple(self._levels(dataset))
+        self.georef, notes = _georef(dataset)
+        if any(dataset.scales[i - 1] != 1 or dataset.offsets[i - 1] != 0 for i in self._indexes):
+            notes.append("declares a scale and offset for its values: they are read raw, as stored")
+        if dataset.subdatasets:
+            notes.append(f"holds {len(dataset.subdatasets)} images: only the first is read")
+        self.warnings = tuple(f"{self.name}: {note}" for note in notes)
+        structure = dataset.tags(ns="IMAGE_STRUCTURE")
+        self.provenance = {
+            "format": dataset.driver,
+            "compression": structure.get("COMPRESSION", "none").lower(),
+            "tile": str(self.levels[0].chunk),
+            "interleave": structure.get("INTERLEAVE", "unknown").lower(),
+        }
+
+    def _levels(self, dataset: DatasetReader) -> Iterator[Level]:
+        full = last = Size(dataset.height, dataset.width)
+        yield Level(full, Size(*dataset.block_shapes[0]), (1.0, 1.0))
+        self._overviews = [-1]
+        for overview in range(len(dataset.overviews(self._indexes[0]))):
+            with _open(self.path, overview) as reduced:
+                size = Size(reduced.height, reduced.width)
+                if size.pixels >= last.pixels:
+                    continue
+                self._overviews.append(overview)
+                yield Level(size, Size(*reduced.block_shapes[0]), level_scale(full, size))
+                last = size
+
+    @contextmanager
+    def _dataset(self, level: int) -> Iterator[DatasetReader]:
+        """A handle that no other thread uses meanwhile: GDAL datasets are not thread-safe."""
+        handles = self._idle.setdefault(level, [])
+        try:
+            dataset = handles.pop()
+        except IndexError:
+            dataset = _open(self.path, self._overviews[level] if level else -1)
+        try:
+            yield dataset
+        except BaseException:
+            dataset.close()
+            raise
+        handles.append(dataset)
+
+    def _read(self, box: Box, level: int) -> NDArray[Any]:
+        with self._dataset(level) as dataset:
+            pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self.dtype)
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+
+    def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
+        valid = np.ones((box.height, box.width), dtype=np.bool_)
+        if self.dtype.kind == "f" or None not in self._nodata:
+            pixels = self._read(box, level)
+            valid = validity.combine(validity.differs_from_nodata(pixels, self._nodata), validity.finite(pixels))
+        if self._alpha is not None:
+            with self._dataset(level) as dataset:
+                valid &= validity.opaque(dataset.read(self._alpha, window=_window(box)))
+        if self._masked:
+            valid &= self._mask(box, level)
+        return valid
+
+    def _mask(self, box: Box, level: int) -> NDArray[np.bool_]:
+        # Asked of level 0 at reduced size: GDAL then uses the mask's own overviews where it has some. The overview
+        # itself would call everything valid where a mask was added after the overviews were built.
+        y, x = self.levels[level].scale
+        window = Window(box.x * x, box.y * y, box.width * x, box.height * y)
+        with self._dataset(0) as dataset:
+            mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
+        return np.asarray(mask > 0)
+
+
+def tiff_is_georeferenced(path: str) -> bool:
+    """Whether a TIFF is a map: by its first page's tags, or by a world file or GDAL sidecar beside it."""
+    file = Path(path)
+    with suppress(Exception), TiffFile(file) as tif:
+        tags = {int(tag.code) for tag in tif.pages.first.tags}
+        if is_slide(tif):
+            return 34735 in tags
+        beside = [file.with_suffix(suffix) for suffix in WORLD_FILES] + [Path(path + suffix) for suffix in SIDECARS]
+        return bool(tags & GEOREFERENCE_TAGS) or any(other.exists() for other in beside)
+    return False
+
+
+def _open(path: str, overview: int = -1) -> DatasetReader:
+    options = {"overview_level": overview} if overview >= 0 else {}
+    # Filters are global: one thread at a time changes them. What the warning says is in `warnings` of the source.
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset: DatasetReader = rasterio.open(path, **options)
+        return dataset
+
+
+def _window(box: Box) -> Window:
+    return Window(box.x, box.y, box.width, box.height)
+
+
+def _refuse_unusable(dataset: DatasetReader) -> None:
+    if dataset.count == 0:
+        raise ImageError(f"it holds {len(dataset.subdatasets)} datasets and no bands of its own; name one of them")
+    if ColorInterp.palette in dataset.colorinterp:
+        raise ImageError(
+            "palette colours are class numbers, not intensities; "
+            "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
+        )
+    complex_types = sorted({t for t in dataset.dtypes if t.startswith("complex")})
+    if complex_types:
+        raise ImageError(f"its values are {complex_types[0]}; complex radar data must be turned into amplitudes first")
+
+
+def _band_names(dataset: DatasetReader, indexes: list[int]) -> tuple[str, ...]:
+    """The colour where the file tells one, else the band's description, else 'band N'."""
+    names: list[str] = []
+    for i in indexes:
+        colour, description = dataset.colorinterp[i - 1].name.lower(), (dataset.descriptions[i - 1] or "").strip()
+        name = colour if colour in _COLOURS else description
+        names.append(name if name and name not in names else f"band {i}")
+    return tuple(names)
+
+
+def _georef(dataset: DatasetReader) -> tuple[Georef, list[str]]:
+    """The place, and what a user should know about it."""
+    placed = not dataset.transform.is_identity
+    if not placed:
+        gcps, _ = dataset.gcps
+        how = "ground control points" if gcps else "RPCs" if dataset.rpcs is not None else None
+        if how:
+            return Georef.pixels(), [f"is placed by {how} only: used in pixels; warp it first (gdalwarp) to get a map"]
+        return Georef.pixels(), ["has a CRS but no transform: used in pixels"] if dataset.crs else []
+    if not dataset.crs:
+        return Georef.pixels(), [
+            "has a transform but no CRS: used in pixels; assign one (gdal_edit.py -a_srs EPSG:...)"
+        ]
+    wkt = dataset.crs.to_wkt()
+    try:
+        pyproj.CRS.from_user_input(wkt)
+    except pyproj.exceptions.CRSError:
+        return Georef.pixels(), ["has a CRS that PROJ does not understand: used in pixels"]
+    return Georef(dataset.transform, "crs", wkt), []

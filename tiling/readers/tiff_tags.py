@@ -1,0 +1,195 @@
+"""What a TIFF's tags and metadata say: pixel size, bands, format; and which images cannot be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+from tifffile import PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries
+
+from tiling.errors import ImageError
+from tiling.georef import METRES, Spacing
+
+PLAUSIBLE_UM = (0.02, 20.0)
+"""Pixel sizes, in micrometres, that a slide can have; 72 dpi (353 um) is an editor's default, not a measurement."""
+
+GEOREFERENCE_TAGS = frozenset({33550, 33922, 34264, 34735, 42112, 42113, 50844})
+"""ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GDAL metadata, GDAL nodata, RPCs."""
+
+FORMATS = {
+    "svs": "Aperio SVS",
+    "ndpi": "Hamamatsu NDPI",
+    "ome": "OME-TIFF",
+    "philips": "Philips TIFF",
+    "scn": "Leica SCN",
+    "qpi": "PerkinElmer QPTIFF",
+    "imagej": "ImageJ TIFF",
+}
+
+_JPEG = {6, 7, 33007, 34892}
+_APERIO_YCBCR = 33003
+_USABLE = {PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR}
+_ASSOCIATED = re.compile(r"label|macro|thumbnail|overview|\bmap\b", re.IGNORECASE)
+
+
+def format_name(tif: TiffFile) -> str:
+    """'Aperio SVS', 'OME-TIFF' ..., or 'TIFF'."""
+    return next((name for flag, name in FORMATS.items() if getattr(tif, f"is_{flag}")), "TIFF")
+
+
+def label(code: int) -> str:
+    """'jpeg' for the COMPRESSION or PHOTOMETRIC of that name; the number, where it has none."""
+    return str(getattr(code, "name", code)).lower()
+
+
+def is_slide(tif: TiffFile) -> bool:
+    """Whether it is a microscope's format: one of FORMATS, or Ventana BIF."""
+    return bool(tif.is_bif) or format_name(tif) != "TIFF"
+
+
+def baseline(tif: TiffFile) -> TiffPageSeries:
+    """The series that holds the specimen: never a label, macro or thumbnail; the largest of what is left."""
+    if tif.is_bif:
+        raise ImageError("Ventana BIF stores overlapping tiles, which are not stitched here; export it as OME-TIFF")
+    candidates = [series for series in tif.series if not _ASSOCIATED.search(series.name or "")]
+    if not candidates:
+        raise ImageError("it holds no image but a label, macro or thumbnail")
+    found = max(candidates, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
+    if found.is_multifile:
+        raise ImageError("it is one part of an image spread over several files; save it as a single OME-TIFF")
+    return found
+
+
+def pyramid(series: TiffPageSeries) -> list[TiffPageSeries]:
+    """The series' levels from fine to coarse, without pages that show something else (other shape, dtype or axes)."""
+    top = series.keyframe
+    levels = [series]
+    for level in series.levels[1:]:
+        page = level.keyframe
+        ratio = top.imagelength / page.imagelength
+        same_view = abs(top.imagewidth / ratio - page.imagewidth) <= max(2, 0.02 * page.imagewidth)
+        if same_view and ratio > 1 and (level.dtype, level.axes) == (series.dtype, series.axes):
+            levels.append(level)
+    return sorted(levels, key=lambda level: -level.keyframe.imagelength)
+
+
+def refuse_unusable(page: TiffPage) -> None:
+    """Raises ImageError for pixels that are not intensities, or that tifffile does not turn into intensities."""
+    photometric, compression = page.photometric, page.compression
+    if photometric == PHOTOMETRIC.PALETTE:
+        raise ImageError(
+            "palette colours are class numbers, not intensities; "
+            "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
+        )
+    if page.tags.valueof("Orientation", 1) != 1:
+        raise ImageError(
+            f"it is stored rotated or mirrored (TIFF orientation {int(page.tags.valueof('Orientation'))}); "
+            "save it upright, e.g. vips autorot IN OUT"
+        )
+    if photometric not in _USABLE or (photometric == PHOTOMETRIC.YCBCR and compression not in _JPEG):
+        raise ImageError(f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB")
+    if page.dtype is None or page.dtype.kind not in "uif":
+        found = "complex numbers" if page.dtype is not None and page.dtype.kind == "c" else f"{page.bitspersample}-bit"
+        raise ImageError(f"its samples are {found}; expected integers or floats of 8 to 64 bits")
+    if photometric == PHOTOMETRIC.MINISWHITE and page.dtype.kind != "u":
+        raise ImageError(f"its {page.dtype} samples run from white to black; invert them and save again")
+
+
+def is_aperio_ycbcr(page: TiffPage) -> bool:
+    """Aperio's first JPEG 2000 flavour holds YCbCr under the name of RGB."""
+    return bool(page.compression == _APERIO_YCBCR and page.samplesperpixel == 3)
+
+
+def alpha_sample(page: TiffPage) -> int | None:
+    """Index of the alpha sample, if the file declares one."""
+    extra = page.extrasamples
+    first = page.samplesperpixel - len(extra)
+    return next((first + i for i, kind in enumerate(extra) if kind in (1, 2)), None)
+
+
+def band_names(tif: TiffFile, series: TiffPageSeries, count: int) -> tuple[str, ...]:
+    """Colour names, the file's channel names, or 'band 1' ..."""
+    colour = series.keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+    names = ["red", "green", "blue"] if colour and count >= 3 else _channel_names(tif, series)
+    named = [names[i] if i < len(names) and names[i] else f"band {i + 1}" for i in range(count)]
+    return tuple(named if len(set(named)) == count else [f"band {i + 1}" for i in range(count)])
+
+
+def spacing(tif: TiffFile, series: TiffPageSeries) -> tuple[Spacing | None, str | None]:
+    """The size of a level-0 pixel and None; or None and, where the file says something unusable, why."""
+    micrometres = next((found for found in _stated(tif, series) if found is not None), None)
+    if micrometres is None:
+        return None, None
+    low, high = PLAUSIBLE_UM
+    if not all(low <= side <= high for side in micrometres):
+        y, x = micrometres
+        return None, f"says that a pixel is {y:.4g} x {x:.4g} um, which no slide is: taken as unknown"
+    return Spacing(*micrometres, "um"), None
+
+
+def _stated(tif: TiffFile, series: TiffPageSeries) -> Iterator[tuple[float, float] | None]:
+    """(y, x) in micrometres from each place that may say so, the most specific first."""
+    page = series.keyframe
+    if tif.is_svs:
+        match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
+        yield _pair(match[1], match[1]) if match else None
+    if tif.is_ome:
+        yield _ome_spacing(tif, series)
+    if tif.is_philips:
+        match = re.search(r'DICOM_PIXEL_SPACING"[^>]*>\s*"([0-9.eE+-]+)"\s+"([0-9.eE+-]+)"', tif.philips_metadata or "")
+        yield _pair(match[1], match[2], unit=1e3) if match else None
+    if tif.is_imagej:
+        unit = str((tif.imagej_metadata or {}).get("unit", "")).replace("micron", "um").replace("\\u00B5", "µ")
+        yield _resolution(page, METRES[unit] * 1e6) if unit in METRES else None
+    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
+    yield _resolution(page, unit_um) if unit_um and not tif.is_imagej else None
+
+
+def _resolution(page: TiffPage, unit_um: float) -> tuple[float, float] | None:
+    """From XResolution and YResolution, in pixels per unit of `unit_um` micrometres."""
+    y, x = (page.tags.valueof(tag, (0, 1)) for tag in ("YResolution", "XResolution"))
+    if min(*y, *x) <= 0:
+        return None
+    return unit_um * y[1] / y[0], unit_um * x[1] / x[0]
+
+
+def _ome_spacing(tif: TiffFile, series: TiffPageSeries) -> tuple[float, float] | None:
+    pixels = _ome_pixels(tif, series)
+    if pixels is None:
+        return None
+    sides = []
+    for axis in "YX":
+        unit = METRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("μ", "µ"))
+        value = pixels.get(f"PhysicalSize{axis}")
+        if unit is None or value is None:
+            return None
+        sides.append(float(value) * unit * 1e6)
+    return (sides[0], sides[1]) if min(sides) > 0 else None
+
+
+def _ome_pixels(tif: TiffFile, series: TiffPageSeries) -> ElementTree.Element | None:
+    """The <Pixels> element of the series: the one in its place, or the first of its size."""
+    page = series.keyframe
+    found = [p for p in ElementTree.fromstring(tif.ome_metadata or "<OME/>").iter() if p.tag.endswith("}Pixels")]
+    place = [s is series for s in tif.series].index(True)
+    for pixels in found[place : place + 1] + found:
+        if (pixels.get("SizeY"), pixels.get("SizeX")) == (str(page.imagelength), str(page.imagewidth)):
+            return pixels
+    return None
+
+
+def _channel_names(tif: TiffFile, series: TiffPageSeries) -> list[str]:
+    pixels = _ome_pixels(tif, series) if tif.is_ome else None
+    if pixels is None:
+        return []
+    return [channel.get("Name", "") for channel in pixels if channel.tag.endswith("}Channel")]
+
+
+def _pair(y: str, x: str, unit: float = 1.0) -> tuple[float, float] | None:
+    """Two numbers in text, in micrometres; None unless both are positive."""
+    try:
+        sides = float(y) * unit, float(x) * unit
+    except ValueError:
+        return None
+    return sides if min(sides) > 0 else None

@@ -1,0 +1,80 @@
+"""Overlapping windows become one image: a tapered mean whose weights are those that really fell on a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.geometry import Box, Size
+
+Profile = Callable[[int, int], NDArray[np.float32]]
+
+
+def linear(length: int, overlap: int) -> NDArray[np.float32]:
+    """(length,) 1 in the middle, ramps of `overlap` pixels at both ends: two neighbours' ramps sum to one."""
+    rise = (np.arange(length) + 0.5) / max(overlap, 0.5)
+    ramps: NDArray[np.float64] = np.minimum(1.0, np.minimum(rise, rise[::-1]))
+    return ramps.astype(np.float32)
+
+
+def gaussian(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
+    """(length,) a bell of sigma length / 8 around the middle, never below 0.001: MONAI's importance map."""
+    x = np.arange(length) - (length - 1) / 2
+    bell = np.exp(-(x**2) / (2 * (length / 8) ** 2))
+    return np.maximum(bell, 1e-3, dtype=np.float64).astype(np.float32)
+
+
+def constant(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
+    """(length,) ones: the plain mean."""
+    return np.ones(length, dtype=np.float32)
+
+
+TAPERS: Final[dict[str, Profile]] = {"linear": linear, "gaussian": gaussian, "constant": constant}
+
+
+def taper(window: Size, overlap: int, profile: str = "linear") -> NDArray[np.float32]:
+    """(H, W) weights of a window's pixels, all positive."""
+    if profile not in TAPERS:
+        raise ValueError(f"there is no taper {profile!r}; the tapers are {', '.join(TAPERS)}")
+    along = TAPERS[profile]
+    return np.outer(along(window.height, overlap), along(window.width, overlap))
+
+
+class Stitcher:
+    """Collects the windows that fall on one block and gives their tapered mean.
+
+    Windows must be added in the grid's order: then a pixel's sum does not depend on where the blocks were cut.
+    """
+
+    def __init__(self, box: Box, classes: int, weights: NDArray[np.float32]) -> None:
+        self.box = box
+        self.weights = weights
+        self.sums = np.zeros((classes, box.height, box.width), dtype=np.float32)
+        self.totals = np.zeros((box.height, box.width), dtype=np.float32)
+
+    def add(self, window: Box, values: NDArray[np.float32]) -> None:
+        """Adds a window's values (classes, h, w); what falls outside the block is left to the other blocks."""
+        common = window.intersect(self.box)
+        if common is None:
+            return
+        here, there = common.relative_to(self.box).slices, common.relative_to(window).slices
+        weights = self.weights[there]
+        self.sums[(slice(None), *here)] += values[(slice(None), *there)] * weights
+        self.totals[here] += weights
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """(h, w): True where at least one window fell."""
+        return self.totals > 0
+
+    def mean(self) -> NDArray[np.float32]:
+        """(classes, h, w) the tapered mean; zero where no window fell."""
+        return self.sums / np.where(self.covered, self.totals, np.float32(1))
+
+    def argmax(self) -> NDArray[np.intp]:
+        """(h, w) index of the largest mean, the first of equals."""
+        index: NDArray[np.intp] = self.sums.argmax(axis=0)
+        return index

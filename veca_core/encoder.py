@@ -1,0 +1,96 @@
+"""The VECA encoder (arXiv 2605.12491): patches and an elastic prefix of cores through L blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from veca_core import rope
+from veca_core.attention import Block
+from veca_core.config import VecaConfig
+from veca_core.cores import CoreBank, farthest_points
+from veca_core.stem import Stem, build_stem, pad_to_patch
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What the encoder gives for B images."""
+
+    cores: Tensor
+    """(B, C, D); the first core is the global feature."""
+    patches: Tensor
+    """(B, N, D), row by row."""
+    grid: tuple[int, int]
+    """(h, w) of the patches, N = h * w."""
+    skips: tuple[Tensor, ...]
+    """The stem's finer feature maps, finest first, for decoders."""
+
+    @property
+    def features(self) -> Tensor:
+        """The patches as a map (B, D, h, w)."""
+        batch, _, dim = self.patches.shape
+        return self.patches.transpose(1, 2).reshape(batch, dim, *self.grid)
+
+
+class VecaEncoder(nn.Module):
+    """Images (B, bands, H, W), normalised floats -> Tokens, with any budget of cores that is a multiple of the chunk.
+
+    Sides that are no multiple of the patch are padded by repeating the last row and column; the grid is
+    (ceil(H / patch), ceil(W / patch)).
+    """
+
+    def __init__(self, config: VecaConfig, stem: Stem | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = stem if stem is not None else build_stem("patch", config)
+        self.bank = CoreBank(config.cores, config.dim)
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.hidden) for _ in range(config.layers))
+        self.moves = nn.ModuleList(nn.Linear(config.dim, 2) for _ in range(config.layers - 1))
+        self.move_rates = nn.Parameter(torch.empty(config.layers - 1))
+        self.norm = nn.LayerNorm(config.dim)
+        self.output = nn.Linear(config.dim, config.output_dim) if config.output_dim else nn.Identity()
+        frequencies = rope.angular_frequencies(config.head_dim, config.rope_off, config.rope_off_from)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.frequencies: Tensor
+        self.initialise()
+
+    def forward(self, images: Tensor, cores: int | None = None) -> Tokens:
+        """Runs with the first `cores` of the bank, or all of it; raises ModelError for a budget it cannot run."""
+        budget = self.config.check_budget(cores)
+        stemmed = self.stem(pad_to_patch(images, self.config.patch))
+        patches = stemmed.tokens  # (B, N, D)
+        bank, rho = self.bank(budget, len(patches))  # (B, C, D), (B, C, 2)
+        patch_table = self.patch_table(stemmed.grid)
+        for i, block in enumerate(self.blocks):
+            if i > 0:
+                rho = rho + self.move_rates[i - 1] * self.moves[i - 1](bank)
+            core_table = self.core_table(rho)
+            bank, patches = block(bank, patches, core_table, patch_table)
+        bank, patches = self.output(self.norm(bank)), self.output(self.norm(patches))
+        return Tokens(bank, patches, stemmed.grid, stemmed.skips)
+
+    def core_table(self, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, C, head_dim / 2) where the cores lie now; the 1 is for the heads."""
+        cos, sin = rope.rotation(rho.float().tanh(), self.frequencies)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def patch_table(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """cos and sin (N, head_dim / 2) of the patches' centres; jittered while training."""
+        coordinates = rope.patch_coordinates(grid, self.frequencies.device)
+        if self.training:
+            coordinates = rope.jittered(coordinates, self.config.rope_shift, self.config.rope_rescale)
+        return rope.rotation(coordinates, self.frequencies)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Truncated normal weights of 0.02 and zero biases in the blocks, spread-out cores, slow core moves."""
+        for module in (*self.blocks, *self.moves, self.output):
+            for part in module.modules():
+                if isinstance(part, nn.Linear):
+                    nn.init.trunc_normal_(part.weight, std=0.02)
+                    nn.init.zeros_(part.bias)
+        nn.init.trunc_normal_(self.bank.tokens, std=0.02)
+        self.bank.coordinates.copy_(torch.atanh(farthest_points(self.config.cores)))
+        nn.init.constant_(self.move_rates, 0.01)

@@ -1,0 +1,104 @@
+"""From pixels to patch tokens: the paper's patch embedding, or a convolutional stem with finer features beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from timm.models.efficientnet import EfficientNetFeatures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from veca_core.config import VecaConfig
+from veca_core.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Stemmed:
+    """What a stem makes of images whose sides are multiples of the patch."""
+
+    tokens: Tensor
+    """(B, N, D), row by row."""
+    grid: tuple[int, int]
+    """(h, w) with N = h * w."""
+    skips: tuple[Tensor, ...]
+    """Finer feature maps (B, c_i, H / s_i, W / s_i), finest first, for decoders that draw sharp edges."""
+
+
+class PatchEmbed(nn.Module):
+    """The paper's embedding: a convolution whose kernel and stride are the patch. Its skips are the pixels themselves,
+    averaged to strides 2, 4, ... below the patch."""
+
+    def __init__(self, config: VecaConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.dim, config.patch, config.patch)
+        self.norm = nn.LayerNorm(config.dim) if config.patch_norm else nn.Identity()
+        self.strides = tuple(2**i for i in range(1, int(math.log2(config.patch))))
+        self.skip_channels = (config.in_channels,) * len(self.strides)
+
+    def forward(self, images: Tensor) -> Stemmed:
+        features = self.proj(images)  # (B, D, h, w)
+        tokens = self.norm(features.flatten(2).transpose(1, 2))
+        skips = tuple(F.avg_pool2d(images, stride) for stride in self.strides)
+        return Stemmed(tokens, (features.shape[2], features.shape[3]), skips)
+
+
+class ConvStem(nn.Module):
+    """A segmentation-models-pytorch encoder down to the patch's stride, then a 1 x 1 convolution to the token width.
+
+    `name` is any encoder that library knows ('tu-tf_efficientnet_lite0', 'resnet18' ...). Weights start random;
+    pretrained ones are loaded into `body` by whoever trains.
+    """
+
+    def __init__(self, config: VecaConfig, name: str) -> None:
+        super().__init__()
+        depth = int(math.log2(config.patch))
+        if 2**depth != config.patch or not 2 <= depth <= 5:
+            raise ModelError(f"a convolutional stem needs a patch of 4, 8, 16 or 32 px, got {config.patch}")
+        self.body = _smp_encoder(name, config.in_channels, depth)
+        channels = [int(c) for c in self.body.out_channels]
+        if len(channels) != depth + 1:
+            raise ModelError(f"the stem {name!r} has {len(channels) - 1} stages; patch {config.patch} needs {depth}")
+        self.proj = nn.Conv2d(channels[-1], config.dim, 1)
+        self.norm = nn.LayerNorm(config.dim) if config.patch_norm else nn.Identity()
+        self.strides = tuple(2**i for i in range(1, depth))
+        self.skip_channels = tuple(channels[1:-1])
+
+    def forward(self, images: Tensor) -> Stemmed:
+        _, *skips, deepest = self.body(images)
+        features = self.proj(deepest)  # (B, D, h, w)
+        tokens = self.norm(features.flatten(2).transpose(1, 2))
+        return Stemmed(tokens, (features.shape[2], features.shape[3]), tuple(skips))
+
+
+Stem = PatchEmbed | ConvStem
+
+
+def build_stem(name: str, config: VecaConfig) -> Stem:
+    """'patch' for the paper's embedding, else the name of a convolutional encoder."""
+    return PatchEmbed(config) if name == "patch" else ConvStem(config, name)
+
+
+def pad_to_patch(images: Tensor, patch: int) -> Tensor:
+    """Repeats the last row and column of (B, C, H, W) until both sides are multiples of the patch."""
+    down, right = -images.shape[-2] % patch, -images.shape[-1] % patch
+    if not (down or right):
+        return images
+    rows = torch.arange(images.shape[-2] + down, device=images.device).clamp(max=images.shape[-2] - 1)
+    columns = torch.arange(images.shape[-1] + right, device=images.device).clamp(max=images.shape[-1] - 1)
+    return images[..., rows[:, None], columns]
+
+
+def _smp_encoder(name: str, in_channels: int, depth: int) -> Any:
+    try:
+        body = smp.encoders.get_encoder(name, in_channels=in_channels, depth=depth, weights=None)  # type: ignore[no-untyped-call]
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"the stem {name!r} is no encoder of segmentation-models-pytorch or timm") from error
+    if isinstance(getattr(body, "model", None), EfficientNetFeatures):
+        # timm keeps, and computes, the stages behind the last one that is asked for.
+        last = max(body.model._stage_out_idx)
+        del body.model.blocks[last:]
+    return body

@@ -1,0 +1,192 @@
+"""Everything that reads or writes weights. No code is unpickled: safetensors, or torch files of plain tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from veca_core.card import Card, parse_card
+from veca_core.config import VecaConfig
+from veca_core.encoder import VecaEncoder
+from veca_core.errors import ModelError
+from veca_core.model import Segmenter, build
+
+WEIGHTS: Final = "model.safetensors"
+CARD: Final = "model.json"
+ZOO: Final = Path(__file__).parent / "zoo"
+"""The models that come with the package, a folder each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A trained model as it was loaded: the network in evaluation mode, its card, and what identifies it."""
+
+    network: Segmenter
+    card: Card
+    folder: Path
+    digest: str
+    """sha256 of weights and card together."""
+
+
+def shipped_models() -> list[Path]:
+    """Folders of the models that come with the package."""
+    return sorted(card.parent for card in ZOO.glob(f"*/{CARD}"))
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model, given the name of a shipped one or a folder; raises ModelError where there is none."""
+    for folder in (Path(name), ZOO / str(name)):
+        if (folder / CARD).is_file():
+            return folder
+    known = ", ".join(folder.name for folder in shipped_models())
+    raise ModelError(f"there is no model {str(name)!r}: give a folder with {CARD} and {WEIGHTS}, or one of {known}")
+
+
+def load_card(name: str | Path) -> Card:
+    """The card of a model, without its weights."""
+    folder = find_model(name)
+    return parse_card((folder / CARD).read_text(encoding="utf-8"), str(folder / CARD))
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> Model:
+    """A model by the name of a shipped one or by its folder, ready to run; raises ModelError where it does not fit."""
+    folder = find_model(name)
+    card = load_card(folder)
+    network = build(card.architecture, card.bands, len(card.classes))
+    load_network(network, folder / WEIGHTS)
+    return Model(network.eval().to(device), card, folder, model_digest(folder))
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 of a model's weights and card: two models with the same digest say the same."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CARD):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def load_network(network: Segmenter, path: Path) -> None:
+    """Fills a network from a safetensors file, whatever float type it is stored in."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: a model is a folder with {CARD} and {WEIGHTS}") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors: {error}") from error
+    _fill(network, state, str(path))
+
+
+def save_model(folder: Path, network: Segmenter, card: Card, dtype: torch.dtype = torch.float32) -> None:
+    """Writes model.safetensors and model.json into `folder`, floating weights as `dtype`, each by a rename."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in network.state_dict().items()
+    }
+    save_file(state, folder / f".{WEIGHTS}")
+    (folder / f".{WEIGHTS}").replace(folder / WEIGHTS)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes model.json by a rename."""
+    text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    (folder / f".{CARD}").write_text(text, encoding="utf-8")
+    (folder / f".{CARD}").replace(folder / CARD)
+
+
+def load_official_encoder(path: str | Path) -> VecaEncoder:
+    """The encoder of a published VECA checkpoint, in evaluation mode.
+
+    Reads `{"student": state, "config": {...}}` as torch.save wrote it, tensors and plain values only. Raises
+    ModelError for a file that is something else, or whose weights do not fit its config.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file {path}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is no torch checkpoint of plain tensors: {_first_line(error)}") from error
+    if not (isinstance(checkpoint, dict) and {"student", "config"} <= checkpoint.keys()):
+        raise ModelError(f"{path} is no VECA checkpoint: expected a dict with 'student' and 'config'")
+    encoder = VecaEncoder(_official_config(checkpoint["config"], str(path)))
+    _fill(encoder, _from_official(checkpoint["student"]), str(path))
+    return encoder.eval()
+
+
+def _official_config(config: Mapping[str, Any], origin: str) -> VecaConfig:
+    """Published names of the sizes -> VecaConfig."""
+    try:
+        return VecaConfig(
+            dim=config["hidden_dim"],
+            layers=config["num_layers"],
+            heads=config["num_heads"],
+            mlp_ratio=config["mlp_ratio"],
+            patch=config.get("patch_size", 16),
+            in_channels=config.get("in_channels", 3),
+            cores=config["num_query_tokens"],
+            core_chunk=config.get("nested_chunk_size") or config["matryoshka_chunk_size"],
+            budget_weights=tuple(config.get("nested_budget_weights") or (1, 1, 2, 2, 3, 3, 4, 4)),
+            patch_norm=config.get("patch_embed_use_ln", False),
+            output_dim=config.get("distill_output_dim"),
+            rope_off=config.get("rope_p_zero_freqs", 0.125),
+            rope_off_from=config.get("rope_zero_freqs_from", "low"),
+        )
+    except KeyError as error:
+        raise ModelError(f"{origin}: the config does not say {error}") from error
+
+
+OFFICIAL_NAMES: Final = (
+    (r"^(?:module\.|student\.)+", ""),
+    (r"^patch_embed\.", "stem."),
+    (r"\.norm_attn\.", ".norm_attention."),
+    (r"\.attn\.out_proj\.", ".attention.out."),
+    (r"\.norm_ffn\.", ".norm_mlp."),
+    (r"\.fc([12])\.", r".mlp.fc\1."),
+    (r"^final_norm\.", "norm."),
+    (r"^output_proj\.", "output."),
+    (r"^pos_linears\.", "moves."),
+    (r"^pos_alpha$", "move_rates"),
+)
+"""Published parameter names -> ours, by regular expression, in turn."""
+
+
+def _from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames, joins q, k and v into one matrix, and joins the chunks of the core bank in their order."""
+    named: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in OFFICIAL_NAMES:
+            key = re.sub(pattern, replacement, key)
+        named[key] = value
+    ours = {key: value for key, value in named.items() if not re.search(r"_chunks\.|\.attn\.", key)}
+    for q in [key for key in named if ".attn.q_proj." in key]:
+        parts = [named[q.replace("q_proj", f"{name}_proj")] for name in "qkv"]
+        ours[q.replace(".attn.q_proj.", ".attention.qkv.")] = torch.cat(parts)
+    for theirs, name in (("query_token_chunks", "bank.tokens"), ("qcoord_chunks", "bank.coordinates")):
+        chunks = sorted((key for key in named if key.startswith(theirs)), key=lambda key: int(key.split(".")[1]))
+        ours[name] = torch.cat([named[key][0] for key in chunks]) if chunks else torch.empty(0)
+    return ours
+
+
+def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Loads `state`, all of it and nothing else; raises ModelError saying what is missing or of other shape."""
+    try:
+        network.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ModelError(f"{origin}: the weights do not fit their sizes: {' '.join(lines[1:3])}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
