@@ -49,9 +49,7 @@ class Augment:
         reach = math.sqrt(2) if self.recipe.rotate else 1.0
         return max(8, round(self.crop * reach / zoom))
 
-    def __call__(
-        self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(H, W, bands) and (H, W), square -> float32 (bands, crop, crop) in raw units, and int64 (crop, crop)."""
         reach = math.sqrt(2) if self.recipe.rotate else 1.0
         side = round(self.crop * reach)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
 from veca_core.card import Bands, ClassInfo, PixelSize, first_problem
+
+PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+"""Colours for classes that nobody named: Okabe and Ito's, which most colour-blind people tell apart."""
 
 
 class _Part(BaseModel):
@@ -137,3 +142,28 @@ def read_recipe(path: Path) -> TrainRecipe:
     if isinstance(network.pretrained, Path):
         network = network.model_copy(update={"pretrained": (path.parent / network.pretrained).resolve()})
     return recipe.model_copy(update={"data": data, "network": network})
+
+
+def read_data(folder: Path) -> TrainRecipe:
+    """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold."""
+    from tiling import open_image
+
+    masks = folder / "masks"
+    if not masks.is_dir() or not (folder / "images").is_dir():
+        raise RequestError(f"{folder} has no images/ and masks/; give a YAML recipe, or such a folder")
+    values: set[int] = set()
+    for path in sorted(p for p in masks.iterdir() if not p.name.startswith(".")):
+        mask = open_image(path)
+        values |= set(np.unique(mask.read(mask.levels[0].size.box)).tolist()) - {255}
+    if len(values) < 2:
+        raise RequestError(f"the masks in {masks} hold {len(values)} class value(s); at least two are needed")
+    classes = [
+        {"value": int(value), "name": f"class {int(value)}", "color": PALETTE[i % len(PALETTE)]}
+        for i, value in enumerate(sorted(values))
+    ]
+    data = {"images": (folder / "images").resolve(), "masks": masks.resolve()}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name) or "model"
+    try:
+        return TrainRecipe.model_validate({"name": name, "classes": classes, "data": data})
+    except ValidationError as error:
+        raise RequestError(f"{folder}: {first_problem(error)}") from error

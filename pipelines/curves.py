@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def draw_scores(scores: Sequence[Score], title: str, out: Path) -> None:
     axes = figure.subplots()
     cores = [score.cores for score in scores]
     for name in scores[0].iou:
-        axes.plot(cores, [score.iou.get(name) for score in scores], marker=".", alpha=0.7, label=name)
+        axes.plot(cores, [score.iou.get(name, math.nan) for score in scores], marker=".", alpha=0.7, label=name)
     axes.plot(cores, [score.mean_iou for score in scores], marker="o", color="black", linewidth=2, label="mean")
     axes.set(title=title, xlabel="cores", ylabel="IoU", xticks=cores, ylim=(0, 1))
     axes.grid(alpha=0.3)

@@ -33,7 +33,8 @@ class Confusion:
         """(classes,) intersection over union; NaN for a class that is neither there nor called."""
         hit = np.diag(self.counts).astype(np.float64)
         union = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - hit
-        return np.divide(hit, union, out=np.full(self.classes, np.nan), where=union > 0)
+        iou: NDArray[np.float64] = np.divide(hit, union, out=np.full(self.classes, np.nan), where=union > 0)
+        return iou
 
     @property
     def dice(self) -> NDArray[np.float64]:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim import swa_utils
 from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment
@@ -80,9 +80,8 @@ class Run:
         self.card = new_card(recipe, bands, config)
         torch.manual_seed(recipe.schedule.seed)
         self.network = build(self.card.architecture, bands, len(values)).to(device)
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.schedule.average), use_buffers=True
-        )
+        ema: Any = swa_utils.get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
+        self.average = swa_utils.AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.network, recipe), lr=recipe.schedule.rate, weight_decay=recipe.schedule.weight_decay
         )
@@ -122,7 +121,9 @@ class Run:
             cores = self.draw_cores()
             losses.append(self.learn(images, target, cores))
             if not math.isfinite(losses[-1]):
-                raise RequestError(f"the loss became {losses[-1]} at step {self.step}; lower the rate ({schedule.rate})")
+                raise RequestError(
+                    f"the loss became {losses[-1]} at step {self.step}; lower the rate ({schedule.rate})"
+                )
             if self.step % 10 == 0:
                 self.report(f"step {self.step}/{schedule.steps}  loss {np.mean(losses[-10:]):.4f}")
             if self.step % schedule.validate_every == 0 or self.step == schedule.steps:
@@ -169,7 +170,7 @@ class Run:
 
     def milestone(self, loss: float, cores: int, seconds: float) -> None:
         """Validates, keeps the best model, logs, draws the curves and writes a checkpoint."""
-        network: Segmenter = self.average.module
+        network = cast(Segmenter, self.average.module)
         confusion = validate(network, self.card, self.split.validation, self.lookup, self.device)
         mean_iou = confusion.mean_iou
         if mean_iou > self.best:

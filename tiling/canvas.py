@@ -118,12 +118,14 @@ class Canvas:
         the block is then not done. Raises ValueError for what is not one block of known labels.
         """
         self._check(box, labels)
-        self._level0[box.slices] = labels
         row = self.path / "0" / "c" / str(box.y // self.block)
         shard = row / str(box.x // self.block)
-        for written in (shard, row, row.parent):  # a block without any data leaves no file
-            if written.exists():
-                flush(written)
+        fresh_folders = () if row.exists() else (row.parent, row.parent.parent)
+        shard.unlink(missing_ok=True)  # Zarr would read it first, and fail where the disk has spoiled it
+        self._level0[box.slices] = labels
+        for changed in (shard, row, *fresh_folders):
+            if changed.exists():  # a block without any data leaves no file
+                flush(changed)
         self._journal.append(box, _crc(labels))
         self._done.add(box)
 
@@ -144,7 +146,10 @@ class Canvas:
         coarser = pyramid.level_sizes(self.size)[1:]
         pyramid.build([self._level0, *(_add_level(group, i, s, self._level0) for i, s in enumerate(coarser, 1))])
         group.attrs.put(self._description)
-        flush_tree(self.path)
+        for made in self.path.iterdir():
+            if made.name != "0":  # whose blocks are on the disk already
+                flush_tree(made)
+        flush(self.path)
         self._journal.path.unlink()
         flush(self.path)
         return Labels.open(self.path)

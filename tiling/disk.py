@@ -19,7 +19,7 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Flushes a folder and everything in it."""
+    """Flushes a folder and everything in it, or a file."""
     for path in [folder, *sorted(folder.rglob("*"))]:
         flush(path)
 

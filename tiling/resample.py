@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+_ROWS = 16
+"""New rows computed at once: few, so that what is summed stays in the processor's cache."""
+_Mix: TypeAlias = list[tuple[NDArray[np.intp], NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,14 @@ def resample(image: NDArray[Any], y: Taps, x: Taps) -> NDArray[Any]:
     `image` is the source region rows y.first..y.stop, columns x.first..x.stop.
     """
     precision = np.result_type(image.dtype, np.float32)
-    rows = _mix(image, y, precision)
-    return np.ascontiguousarray(_mix(rows.swapaxes(0, 1), x, precision).swapaxes(0, 1))
+    bands = image.shape[-1]
+    out = np.zeros((len(y.weight), len(x.weight), bands), precision)
+    down = list(zip(y.index.T, y.weight.T.astype(precision)[..., None, None], strict=True))
+    across = list(zip(x.index.T, np.repeat(x.weight.T.astype(precision)[..., None], bands, axis=-1), strict=True))
+    for start in range(0, len(out), _ROWS):
+        part = slice(start, start + _ROWS)
+        _mix(image, down, across, part, out[part])
+    return out
 
 
 def resample_masked(
@@ -76,15 +86,16 @@ def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.asarray(np.clip(np.rint(values), limits.min, limits.max), dtype)
 
 
-def _mix(image: NDArray[Any], taps: Taps, precision: np.dtype[Any]) -> NDArray[Any]:
-    """(n_source, m, bands) to (n, m, bands) along the first axis.
+def _mix(image: NDArray[Any], down: _Mix, across: _Mix, part: slice, out: NDArray[Any]) -> None:
+    """Adds the new rows `part` to `out`, (rows, W, bands): first the mixture of rows, then that of columns.
 
     One multiplication and one addition at a time: a matrix product may sum in another order for another size.
     """
-    image = np.ascontiguousarray(image)
-    out = np.zeros((len(taps.weight), *image.shape[1:]), precision)
+    rows = np.zeros((out.shape[0], *image.shape[1:]), out.dtype)
+    for index, weight in down:
+        rows += np.multiply(image[index[part]], weight[part], dtype=out.dtype)
     term = np.empty_like(out)
-    for index, weight in zip(taps.index.T, taps.weight.T.astype(precision), strict=True):
-        np.multiply(image[index], weight[:, None, None], out=term, casting="unsafe", dtype=precision)
+    for index, weight in across:
+        np.take(rows, index, axis=1, out=term, mode="clip")
+        term *= weight
         out += term
-    return out

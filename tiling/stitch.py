@@ -23,8 +23,8 @@ def linear(length: int, overlap: int) -> NDArray[np.float32]:
 def gaussian(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
     """(length,) a bell of sigma length / 8 around the middle, never below 0.001: MONAI's importance map."""
     x = np.arange(length) - (length - 1) / 2
-    bell = np.exp(-(x**2) / (2 * (length / 8) ** 2))
-    return np.maximum(bell, 1e-3, dtype=np.float64).astype(np.float32)
+    bell: NDArray[np.float64] = np.exp(-(x**2) / (2 * (length / 8) ** 2))
+    return bell.clip(1e-3).astype(np.float32)
 
 
 def constant(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
@@ -72,7 +72,10 @@ class Stitcher:
 
     def mean(self) -> NDArray[np.float32]:
         """(classes, h, w) the tapered mean; zero where no window fell."""
-        return self.sums / np.where(self.covered, self.totals, np.float32(1))
+        totals = self.totals.copy()
+        totals[totals == 0] = 1
+        mean: NDArray[np.float32] = self.sums / totals
+        return mean
 
     def argmax(self) -> NDArray[np.intp]:
         """(h, w) index of the largest mean, the first of equals."""

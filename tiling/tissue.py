@@ -87,17 +87,19 @@ def _level_for(source: Source, max_side: int) -> int:
     return max(fine, default=0)
 
 
-def _cell_means(source: Source, level: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Mean colour (cells down, cells across, 3) of the valid pixels of each step x step cell; which cells have any."""
+def _cell_means(source: Source, level: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Mean colour (3, cells down, cells across) of the valid pixels of each step x step cell; which cells have any."""
     size = source.levels[level].size
     down, across = math.ceil(size.height / step), math.ceil(size.width / step)
-    colour, share = np.zeros((down, across, 3)), np.zeros((down, across))
+    colour, share = np.zeros((3, down, across), np.float32), np.zeros((down, across), np.float32)
     for box in _blocks(size, step):
-        valid = source.valid(box, level)
-        cells = slice(box.y // step, math.ceil(box.bottom / step)), slice(box.x // step, math.ceil(box.right / step))
-        colour[cells] = _reduced(np.where(valid[..., None], source.read(box, level), np.uint8(0)), step)
-        share[cells] = _reduced(valid * np.uint8(255), step) / 255
-    return colour / np.where(share > 0, share, 1)[..., None], share > 0
+        pixels, valid = source.read(box, level), source.valid(box, level)
+        rows = slice(box.y // step, math.ceil(box.bottom / step))
+        columns = slice(box.x // step, math.ceil(box.right / step))
+        pixels[~valid] = 0
+        colour[:, rows, columns] = np.moveaxis(_reduced(pixels, step), -1, 0)
+        share[rows, columns] = _reduced(valid * np.uint8(255), step) / np.float32(255)
+    return np.asarray(colour / np.where(share > 0, share, 1), np.float32), share > 0
 
 
 def _blocks(size: Size, step: int) -> Iterator[Box]:
@@ -113,10 +115,10 @@ def _reduced(pixels: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(step))
 
 
-def _find(colour: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+def _find(colour: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     """Tissue among the cells, or None where it does not stand out from glass."""
-    brightness = colour.max(axis=-1)
-    saturation = (brightness - colour.min(axis=-1)) / np.maximum(brightness, 1)
+    brightness = colour.max(axis=0)
+    saturation = (brightness - colour.min(axis=0)) / np.maximum(brightness, 1)
     seen = saturation[known]
     if seen.size == 0 or np.ptp(seen) < CLEAR_STEP:
         return None

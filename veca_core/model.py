@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +13,7 @@ from veca_core.card import Architecture, Bands
 from veca_core.encoder import VecaEncoder
 from veca_core.errors import ModelError
 from veca_core.heads import HEADS, Head
+from veca_core.memory import NetworkSize
 from veca_core.stem import build_stem
 
 
@@ -36,6 +40,37 @@ class Segmenter(nn.Module):
         padded = (tokens.grid[0] * patch, tokens.grid[1] * patch)
         logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+
+def network_size(network: Segmenter) -> NetworkSize:
+    """The numbers that memory planning needs, found by passing a picture without content through a copy."""
+    ghost = copy.deepcopy(network).to("meta").eval()
+    side = 16 * ghost.encoder.config.patch
+    widest = 0
+
+    def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001 - a hook's signature
+        nonlocal widest
+        held = sum(t.numel() for t in inputs if isinstance(t, Tensor))
+        widest = max(widest, held + 2 * output.numel() if isinstance(output, Tensor) else 0)
+
+    for part in (ghost.encoder.stem, ghost.head):
+        for module in part.modules():
+            if not any(module.children()):
+                module.register_forward_hook(measure)
+    config = ghost.encoder.config
+    with torch.no_grad():
+        ghost(torch.empty(1, config.in_channels, side, side, device="meta"))
+    stem = ghost.encoder.stem
+    return NetworkSize(
+        parameters=sum(p.numel() for p in network.parameters()),
+        dim=config.dim,
+        hidden=config.hidden,
+        patch=config.patch,
+        bands=config.in_channels,
+        classes=network.classes,
+        widest=widest / side**2,
+        skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)),
+    )
 
 
 def build(architecture: Architecture, bands: Bands, classes: int) -> Segmenter:

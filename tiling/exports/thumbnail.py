@@ -13,7 +13,9 @@ from tiling.source import Level, Source
 from tiling.view import View
 
 _PIECE: Final = 1 << 21
-"""Pixels that are read at once, about; at least one tile of the file."""
+"""Pixels that are read at once, about."""
+_MOST: Final = 1 << 24
+"""Pixels that are read at once, at most, where the file's tiles are large."""
 _STRETCH: Final = (2.0, 98.0)
 """Percentiles that become black and white where the values are not a display's."""
 
@@ -62,30 +64,35 @@ def _is_display(source: Source, bands: Sequence[int]) -> bool:
 def _mean(source: Source, level: int, bands: list[int], out: Size) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """((h, w, bands), (h, w) valid): mean of the valid pixels that fall on each output pixel; 0 where none do."""
     size = source.levels[level].size
-    total = np.zeros((out.height, out.width, len(bands)))
-    weight = np.zeros((out.height, out.width, 1))
+    total = np.zeros((len(bands), out.height, out.width))
+    weight = np.zeros((out.height, out.width))
     for box in _pieces(source.levels[level]):
-        pixels = source.read(box, level)[..., bands].astype(np.float32)
-        valid = (source.valid(box, level) & np.isfinite(pixels).all(axis=2))[..., None]
+        pixels = source.read(box, level)[..., bands]
+        valid = source.valid(box, level) & np.isfinite(pixels).all(axis=2)
         rows = np.arange(box.y, box.bottom) * out.height // size.height
         columns = np.arange(box.x, box.right) * out.width // size.width
         place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        total[place] += _sums(np.where(valid, pixels, np.float32(0)), rows, columns)
-        weight[place] += _sums(valid.astype(np.float32), rows, columns)
-    return total / np.maximum(weight, 1), weight[..., 0] > 0
+        weight[place] += _sums(valid.astype(np.float64), rows, columns)
+        for band in range(len(bands)):
+            total[band][place] += _sums(np.where(valid, pixels[..., band], 0.0), rows, columns)
+    return np.moveaxis(total / np.maximum(weight, 1), 0, 2), weight > 0
 
 
-def _sums(pixels: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
-    """(H, W, n) summed over equal rows and columns; both are sorted and leave no number out."""
-    by_row = np.add.reduceat(pixels, np.unique(rows, return_index=True)[1], axis=0)
+def _sums(values: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(H, W) summed over equal rows and columns; both are sorted and leave no number out."""
+    by_row = np.add.reduceat(values, np.unique(rows, return_index=True)[1], axis=0)
     return np.asarray(np.add.reduceat(by_row, np.unique(columns, return_index=True)[1], axis=1))
 
 
 def _pieces(level: Level) -> Iterator[Box]:
-    """Cuts a level on its file's tile borders into pieces of about `_PIECE` pixels: no tile is decoded twice."""
+    """Cuts a level into pieces of about `_PIECE` pixels, on its file's tile borders so that no tile is decoded twice.
+
+    What lies in one tile, like an array in memory, is cut all the same.
+    """
     size, tile = level.size, level.chunk
     width = min(tile.width * max(1, round(_PIECE**0.5) // tile.width), size.width)
-    height = min(tile.height * max(1, _PIECE // width // tile.height), size.height)
+    height = tile.height * max(1, _PIECE // width // tile.height)
+    height = min(height, size.height) if height * width <= _MOST else max(1, _PIECE // width)
     for y in range(0, size.height, height):
         for x in range(0, size.width, width):
             yield Box.between(y, x, min(y + height, size.height), min(x + width, size.width))

@@ -33,6 +33,12 @@ READABLE: Final = (
     "PNG, JPEG, BMP, WebP"
 )
 
+ENDINGS: Final = (
+    *(".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".tf2"),
+    *(".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+)
+"""Names that promise one of these formats, so that a file with other content is a damaged one."""
+
 
 def open_image(image: str | os.PathLike[str] | NDArray[Any] | zarr.Array[Any], *, reader: str | None = None) -> Source:
     """Opens a file, or an array (H, W) or (H, W, bands), reading headers only.
@@ -53,6 +59,9 @@ def open_image(image: str | os.PathLike[str] | NDArray[Any] | zarr.Array[Any], *
             return known(path)
     if Path(path).is_dir():
         raise ImageError(f"{path}: is a folder, and not a Zarr array; name the image file itself")
+    if path.lower().endswith(ENDINGS):
+        ending = Path(path).suffix
+        raise ImageError(f"{path}: its content is not that of a {ending} file; it may be damaged, copy it again")
     raise ImageError(f"{path}: is no image that is read here; what is read: {READABLE}")
 
 

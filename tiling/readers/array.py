@@ -48,7 +48,7 @@ class ArraySource(OpenedImage):
             self.name = "array"
         self._options = {"georef": georef, "valid": valid}
         self._token = uuid4().hex
-        with one_line(f"{self.path}: cannot be read as an array"):
+        with one_line(f"{self.path}: cannot be read"):
             self._arrays, self._axes = _open(self.path if self._given is None else self._given)
             self._describe(georef, valid)
 

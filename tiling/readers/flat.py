@@ -54,7 +54,7 @@ class FlatSource(OpenedImage):
         super().__init__(path)
         self._lock = threading.Lock()
         self._decoded: tuple[NDArray[Any], NDArray[np.bool_]] | None = None
-        with one_line(f"{self.path}: cannot be read as an image"), _open(self.path) as image:
+        with one_line(f"{self.path}: cannot be read"), _open(self.path) as image:
             self._describe(image)
 
     @classmethod

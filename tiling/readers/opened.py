@@ -113,7 +113,7 @@ def one_line(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImageError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
         cause: BaseException = error

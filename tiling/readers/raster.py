@@ -51,7 +51,7 @@ class RasterSource(OpenedImage):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self._idle: dict[int, list[DatasetReader]] = {}
-        with one_line(f"{self.path}: cannot be read as a raster"), self._dataset(0) as dataset:
+        with one_line(f"{self.path}: cannot be read"), self._dataset(0) as dataset:
             self._describe(dataset)
 
     @classmethod

@@ -71,8 +71,12 @@ class LevelPixels:
         return np.asarray(self._tiles_present[rows[:, None], columns[None, :]])
 
     def check_complete(self) -> None:
-        """Raises ImageError where tiles lie beyond the file's end: a copy that broke off."""
+        """Raises ImageError where tiles are missing or lie beyond the file's end: a copy that broke off."""
         page, length = self._page, self._page.parent.filehandle.size
+        (down, across), listed = self._grid, min(len(page.dataoffsets), len(page.databytecounts))
+        # Philips leaves out the last row of tiles where it is empty.
+        if listed < (down - 1) * across or listed == 0:
+            raise ImageError(f"the file is damaged: it lists {listed} tiles or strips, its size needs {down * across}")
         end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > length:
             raise ImageError(f"the file is cut off: its pixels reach to byte {end}, it has {length}; copy it again")

@@ -38,7 +38,7 @@ class TiffSource(OpenedImage):
         super().__init__(path)
         self._lock = threading.Lock()
         self._pixels: list[LevelPixels] | None = None
-        with one_line(f"{self.path}: cannot be read as a TIFF"):
+        with one_line(f"{self.path}: cannot be read"):
             tif = self._open()
             try:
                 self._describe(tif)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from tifffile import PHOTOMETRIC, TiffFile, TiffPage, TiffPageSeries
+from tifffile import PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries
 
 from tiling.errors import ImageError
 from tiling.georef import METRES, Spacing
@@ -89,6 +89,8 @@ def refuse_unusable(page: TiffPage) -> None:
         )
     if photometric not in _USABLE or (photometric == PHOTOMETRIC.YCBCR and compression not in _JPEG):
         raise ImageError(f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB")
+    if compression not in TIFF.DECOMPRESSORS:
+        raise ImageError(f"its compression, {label(compression)}, is not known here; save it with deflate, LZW or JPEG")
     if page.dtype is None or page.dtype.kind not in "uif":
         found = "complex numbers" if page.dtype is not None and page.dtype.kind == "c" else f"{page.bitspersample}-bit"
         raise ImageError(f"its samples are {found}; expected integers or floats of 8 to 64 bits")

@@ -1,0 +1,172 @@
+"""What is left on disk for one image: a folder with labels.zarr, its exports, and run.json that tells the story."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.errors import RequestError
+from tiling import ImageError, View, open_image
+from tiling.labels import Labels
+from veca_core.card import first_problem
+
+RUN: Final = "run.json"
+LABELS: Final = "labels.zarr"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageRecord(_Part):
+    """The image as it was found."""
+
+    path: str
+    kind: str
+    size: tuple[int, int]
+    """(height, width) of level 0."""
+    bands: tuple[str, ...]
+    dtype: str
+    spacing: str | None
+    """As the file says it, like '0.499 um/px'."""
+    fingerprint: str
+    """Changes when the file does."""
+
+
+class ModelRecord(_Part):
+    """The model that was used."""
+
+    name: str
+    digest: str
+    """sha256 of its weights and card."""
+
+
+class GridRecord(_Part):
+    """The pixel grid of the result."""
+
+    size: tuple[int, int]
+    spacing: str | None
+    transform: tuple[float, float, float, float, float, float]
+    """a, b, c, d, e, f: world x = a column + b row + c, world y = d column + e row + f."""
+    note: str
+    """How the image was read."""
+
+
+class PlanRecord(_Part):
+    """What was chosen, and why."""
+
+    cores: int
+    window: int
+    overlap: int
+    batch: int
+    block: int
+    device: str
+    precision: str
+    memory: int
+    """Bytes that the run was allowed."""
+    predicted: int
+    """Bytes that it was expected to need at its peak."""
+    reason: str
+
+
+class RunRecord(_Part):
+    """run.json, whole."""
+
+    format: Literal["veca-run/1"] = "veca-run/1"
+    image: ImageRecord
+    model: ModelRecord
+    plan: PlanRecord
+    grid: GridRecord
+    fingerprint: str
+    """Of input, model, plan and options together: names this run."""
+    windows: int
+    """Windows of the grid."""
+    blocks: int
+    resumed_blocks: int
+    """Blocks that an earlier, interrupted run had finished."""
+    seconds: dict[str, float]
+    """Wall-clock time of the parts of the run."""
+    peak_memory: int
+    """Largest resident size of this process, in bytes."""
+    outputs: tuple[str, ...]
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A finished result."""
+
+    folder: Path
+    run: RunRecord
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Reads run.json; raises RequestError where the folder is no finished result."""
+        try:
+            return cls(folder, RunRecord.model_validate_json((folder / RUN).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise RequestError(f"{folder} is no finished result: it has no {RUN}") from error
+        except ValidationError as error:
+            raise RequestError(f"{folder / RUN}: {first_problem(error)}") from error
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def preview(self) -> Path | None:
+        """preview.png, where it was made."""
+        path = self.folder / "preview.png"
+        return path if path.is_file() else None
+
+    def labels(self) -> Labels:
+        """The label image."""
+        return Labels.open(self.folder / LABELS)
+
+    def image(self) -> View | None:
+        """The image at its own pixels (the result's grid spans it exactly); None where the file is gone or changed."""
+        try:
+            if image_fingerprint(self.run.image.path) != self.run.image.fingerprint:
+                return None
+            return View.open(open_image(self.run.image.path))
+        except (ImageError, OSError):
+            return None
+
+    def areas(self) -> list[dict[str, str]]:
+        """The rows of areas.csv, or none where it was not made."""
+        path = self.folder / "areas.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+def find_bundles(folder: Path) -> Iterator[Bundle]:
+    """Every finished result in a folder or below it, by name."""
+    for run in sorted(folder.rglob(RUN)):
+        yield Bundle.open(run.parent)
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Writes run.json by a rename: with it, a result is finished."""
+    text = json.dumps(record.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False) + "\n"
+    partial = folder / f".{RUN}.{os.getpid()}"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / RUN)
+
+
+def image_fingerprint(path: str) -> str:
+    """Path, size and time of change of a file (or of a folder's own entry), as text; unique for what is no file."""
+    if not Path(path).exists():
+        return f"{path}:{uuid.uuid4()}"
+    stat = Path(path).stat()
+    return f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"

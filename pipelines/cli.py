@@ -1,0 +1,281 @@
+"""The `veca` command: names the typed functions of this package, turns words into values and errors into one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.errors import USER_ERRORS, RequestError
+from pipelines.progress import ProgressBar, to_stderr
+
+app = typer.Typer(
+    name="veca",
+    help="Segments whole-slide images and GeoTIFFs at native resolution, with as many attention cores as you ask for.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="A shipped model's name, or a model folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
+
+
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or patterns in quotes.")],
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, one folder an image.")],
+    cores: Annotated[str, typer.Option(help="auto, or a number of cores that the model can run with.")] = "auto",
+    memory: Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; 80 % of what is free.")] = None,
+    device: Device = "auto",
+    window: Annotated[int | None, typer.Option(min=1, help="Side of a window in pixels; the model's own.")] = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Size of the image's own pixels, like 0.25um or 0.3m; or native: read as is.")
+    ] = None,
+    exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,areas,preview",
+    tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Segment slides or GeoTIFFs into labels, mask, areas and a preview.
+
+    Example: veca segment slides/ --model nuclei --out results
+    """
+    from pipelines.bundle import Bundle
+    from pipelines.images import list_images
+    from pipelines.job import Options
+    from pipelines.plan import parse_bytes
+    from pipelines.segment import segment_all
+    from veca_core import load_model
+
+    use_threads(threads)
+    options = Options(
+        cores=parse_cores(cores),
+        window=window,
+        overlap=overlap,
+        memory=parse_bytes(memory) if memory else None,
+        device=device,
+        spacing=parse_spacing(spacing),
+        exports=tuple(name.strip() for name in exports.split(",") if name.strip()),
+        tissue=tissue,
+        overwrite=overwrite,
+    )
+    listed = list_images(images)
+    loaded = load_model(model)
+    check_folder(out)
+    with ProgressBar("blocks") as bar:
+        results = segment_all(listed, loaded, out, options, report=bar.say, tick=bar.tick)
+    done = [result for result in results if isinstance(result, Bundle)]
+    for bundle in done:
+        to_stderr(f"{bundle.folder}: {', '.join(bundle.run.outputs)}")
+    if as_json:
+        print_json([
+            {"folder": str(r.folder), "run": r.run.model_dump(mode="json")}
+            if isinstance(r, Bundle) else {"image": str(r.image), "error": r.reason}
+            for r in results
+        ])  # fmt: skip
+    if len(done) < len(results):
+        to_stderr(f"{len(results) - len(done)} of {len(results)} images failed; {out / 'summary.csv'} says why")
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(image: Annotated[str, typer.Argument(help="An image.")], as_json: Json = False) -> None:
+    """Say what an image is: size, bands, pixel size, levels, place."""
+    from pipelines.describe import info as look
+    from pipelines.describe import info_lines
+
+    facts = look(image)
+    print_json(facts) if as_json else print_lines(info_lines(facts))
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, or all that are shipped.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped models, or show the card of one model."""
+    from pipelines.describe import model_info, model_lines
+    from pipelines.describe import models as shipped
+    from veca_core import load_card
+
+    found = [model_info(name)] if name else shipped()
+    if as_json:
+        print_json(found)
+        return
+    for entry in found:
+        print_lines(model_lines(load_card(name or entry["name"]), entry["megabytes"]))
+
+
+@app.command()
+def samples(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put them into.")] = Path("samples"),
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Draw a slide instead; needs no network.")] = False,
+) -> None:
+    """Fetch a real slide and a real GeoTIFF to try things on."""
+    from pipelines.samples import samples as get
+
+    check_folder(out)
+    print_lines(str(path) for path in get(out, synthetic=synthetic, report=to_stderr))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or a folder with images/ and masks/.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a stopped run goes on there.")],
+    device: Device = "auto",
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget the run that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on images and masks.
+
+    Example: veca train docs/models/nuclei.yaml --out runs/nuclei
+    """
+    from pipelines.config import read_data, read_recipe
+    from pipelines.training import remove_run
+    from pipelines.training import train as run
+
+    checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe)
+    check_folder(out)
+    if overwrite:
+        remove_run(out)
+    trained = run(checked, out, device=device, threads=threads, report=to_stderr)
+    to_stderr(f"best model: {trained.folder} (mean IoU {trained.mean_iou:.4f} at step {trained.step})")
+    if as_json:
+        print_json({"model": str(trained.folder), "mean_iou": trained.mean_iou, "step": trained.step})
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A shipped model's name, or a model folder.")],
+    data: Annotated[Path, typer.Argument(help="The YAML recipe of the data, or a folder with images/ and masks/.")],
+    cores: Annotated[str, typer.Option(help="all, or budgets like 8,64.")] = "all",
+    everything: Annotated[bool, typer.Option("--everything", help="All scenes, not only those held back.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json and .png.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the scores into the model's card.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model against masks: IoU and Dice for each class and each number of cores."""
+    from pipelines.config import read_data, read_recipe
+    from pipelines.evaluation import evaluate as run
+    from pipelines.evaluation import record_scores, write_evaluation
+    from veca_core import load_model
+
+    use_threads(threads)
+    recipe = read_data(data) if data.is_dir() else read_recipe(data)
+    budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
+    loaded = load_model(model)
+    result = run(loaded, recipe.data, cores=budgets, everything=everything, device=device, report=to_stderr)
+    if out:
+        check_folder(out)
+        write_evaluation(result, out)
+    if record:
+        record_scores(loaded, result)
+    if as_json:
+        print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores]})
+    else:
+        print_lines([result.table()])
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; a free one unless given.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Look at results in a browser."""
+    if not folder.is_dir():
+        raise RequestError(f"there is no folder {folder}; give the --out folder of a segmentation")
+    command = [sys.executable, "-m", "app", str(folder), "--host", host]
+    command += ["--port", str(port)] if port else []
+    command += [] if browser else ["--no-browser"]
+    try:
+        status = subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        status = 0
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """What `veca` runs: exit status 0 all done, 1 something failed, 2 called wrongly."""
+    # tifffile and others log what they tolerate in files; our own messages say what matters.
+    logging.disable(logging.WARNING)
+    try:
+        app()
+    except RequestError as error:
+        to_stderr(f"veca: {error}")
+        sys.exit(2)
+    except USER_ERRORS as error:
+        to_stderr(f"veca: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        to_stderr("veca: stopped; the same command goes on from here")
+        sys.exit(130)
+    except OSError as error:
+        to_stderr(f"veca: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        sys.exit(1)
+
+
+def parse_cores(text: str) -> int | None:
+    """'auto' -> None; raises RequestError for what is no number."""
+    if text == "auto":
+        return None
+    if not text.strip().isdigit():
+        raise RequestError(f"cannot read {text!r} as a number of cores; write auto, or a number like 32")
+    return int(text)
+
+
+def parse_spacing(text: str | None) -> Any:
+    """'native', a Spacing, or None."""
+    from tiling import Spacing
+
+    if text is None or text == "native":
+        return text
+    try:
+        return Spacing.parse(text)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def check_folder(out: Path) -> None:
+    """Makes a folder for results; raises RequestError where none can be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".veca-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"cannot write into {out}: {error.strerror}; choose another --out") from error
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets torch's CPU threads."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_lines(lines: Any) -> None:
+    for line in lines:
+        typer.echo(line)

@@ -1,0 +1,169 @@
+"""One image with everything that was decided about it before its first pixel is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+from pipelines.bundle import (
+    Bundle,
+    GridRecord,
+    ImageRecord,
+    ModelRecord,
+    PlanRecord,
+    RunRecord,
+    image_fingerprint,
+)
+from pipelines.errors import RequestError
+from pipelines.peak import peak_memory
+from pipelines.plan import Plan, Wishes, make_plan
+from tiling import Grid, Source, Spacing, View
+from tiling.exports import EXPORTS
+from veca_core import Model
+from veca_core.model import network_size
+
+DEFAULT_EXPORTS: Final = ("mask", "areas", "preview")
+PACKAGES: Final = ("veca", "torch", "numpy", "zarr", "tifffile", "rasterio")
+"""Whose versions run.json records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may ask of a run; the defaults are what most want."""
+
+    cores: int | None = None
+    window: int | None = None
+    overlap: int | None = None
+    memory: int | None = None
+    """Bytes; None for four fifths of what is free."""
+    device: str = "auto"
+    spacing: Spacing | Literal["native"] | None = None
+    """The size of the image's own pixels where the file does not say it; 'native' reads pixels as they are."""
+    exports: tuple[str, ...] = DEFAULT_EXPORTS
+    tissue: bool = True
+    """Slides only: leave out windows without tissue."""
+    overwrite: bool = False
+    """Start anew where a result is there already."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.exports if name not in EXPORTS]
+        if unknown:
+            raise RequestError(f"there is no export {unknown[0]!r}; the exports are {', '.join(EXPORTS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image with everything that was decided about it."""
+
+    source: Source
+    model: Model
+    view: View
+    plan: Plan
+    grid: Grid
+    folder: Path
+    options: Options
+    fingerprint: str
+
+    @classmethod
+    def prepare(cls, source: Source, model: Model, folder: Path, options: Options) -> Job:
+        """Chooses view and plan; raises where the model cannot read this image."""
+        bands = model.card.bands.names
+        if len(source.bands) != len(bands):
+            raise RequestError(
+                f"{source.path} has {len(source.bands)} bands ({', '.join(source.bands)}), "
+                f"but {model.card.name} reads {len(bands)} ({', '.join(bands)})"
+            )
+        cores = model.network.encoder.config.check_budget(options.cores)
+        view = open_view(source, model, options)
+        wishes = Wishes(cores, options.window, options.overlap, options.memory, options.device)
+        full, window = model.network.encoder.config.cores, model.card.window
+        plan = make_plan(network_size(model.network), view.size, full, window, wishes)
+        grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
+        mark = fingerprint(source, model, plan, options)
+        return cls(source, model, view, plan, grid, folder, options, mark)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the image is cut into."""
+        return -(-self.view.size.height // self.plan.block) * -(-self.view.size.width // self.plan.block)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What every export says about where it came from."""
+        return {
+            "VECA_MODEL": self.model.card.name,
+            "VECA_MODEL_SHA256": self.model.digest,
+            "VECA_CORES": str(self.plan.cores),
+            "VECA_RUN": self.fingerprint,
+            "VECA_VERSION": version("veca"),
+        }
+
+    def finished(self) -> Bundle | None:
+        """The result that is there already, if it is of this very job."""
+        try:
+            bundle = Bundle.open(self.folder)
+        except RequestError:
+            return None
+        made = set(bundle.run.outputs)
+        same = bundle.run.fingerprint == self.fingerprint and all((self.folder / name).exists() for name in made)
+        return bundle if same else None
+
+    def record(self, resumed: int, seconds: dict[str, float], outputs: Sequence[str]) -> RunRecord:
+        """run.json."""
+        source, size = self.source, self.source.levels[0].size
+        spacing = source.georef.spacing(size)
+        transform = self.view.georef.transform
+        return RunRecord(
+            image=ImageRecord(
+                path=str(source.path), kind=source.kind, size=(size.height, size.width), bands=source.bands,
+                dtype=str(source.dtype), spacing=str(spacing) if spacing else None,
+                fingerprint=image_fingerprint(source.path),
+            ),
+            model=ModelRecord(name=self.model.card.name, digest=self.model.digest),
+            plan=PlanRecord(**asdict(self.plan)),
+            grid=GridRecord(
+                size=(self.view.size.height, self.view.size.width),
+                spacing=str(self.view.spacing) if self.view.spacing else None,
+                transform=(transform.a, transform.b, transform.c, transform.d, transform.e, transform.f),
+                note=self.view.note,
+            ),
+            fingerprint=self.fingerprint,
+            windows=len(self.grid),
+            blocks=self.blocks,
+            resumed_blocks=resumed,
+            seconds={name: round(value, 3) for name, value in seconds.items()},
+            peak_memory=peak_memory(torch.device(self.plan.device)),
+            outputs=tuple(outputs),
+            warnings=source.warnings,
+            versions=versions(),
+        )  # fmt: skip
+
+
+def open_view(source: Source, model: Model, options: Options) -> View:
+    """The image at the model's spacing, or as it is where the model or the user says so."""
+    if options.spacing == "native" or model.card.spacing is None:
+        stated = options.spacing if isinstance(options.spacing, Spacing) else None
+        return View.open(source, None, stated)
+    wanted = Spacing.square(model.card.spacing.value, model.card.spacing.unit)
+    return View.open(source, wanted, options.spacing)
+
+
+def fingerprint(source: Source, model: Model, plan: Plan, options: Options) -> str:
+    """Names a run: the same for the same input, model and choices, whatever memory happened to be free."""
+    chosen = (plan.cores, plan.window, plan.overlap, plan.batch, plan.block, plan.precision, plan.device)
+    wanted = (str(options.spacing), options.tissue)
+    text = json.dumps([image_fingerprint(source.path), model.digest, chosen, wanted, version("veca")])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,180 @@
+"""Segments images: plan, cut, read, predict, stitch, write. One bundle on disk for each image."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.bundle import LABELS, RUN, Bundle, write_run
+from pipelines.errors import USER_ERRORS, RequestError
+from pipelines.inference import Predictor, Tissue
+from pipelines.job import Job, Options
+from pipelines.plan import CHUNK, describe
+from pipelines.progress import Clock, Report, quiet
+from tiling import NODATA, Box, LabelClass, open_image
+from tiling.canvas import Canvas
+from tiling.exports import EXPORTS
+from tiling.labels import Labels
+from tiling.tissue import tissue_mask
+from veca_core import Model
+
+SUMMARY: Final = "summary.csv"
+Tick = Callable[[int, int], None]
+"""Called with the blocks done and the blocks in all."""
+
+
+def silent(done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def segment(
+    image: str | Path | NDArray[np.generic],
+    model: Model,
+    out: Path,
+    options: Options | None = None,
+    *,
+    name: str | None = None,
+    report: Report = quiet,
+    tick: Tick = silent,
+) -> Bundle:
+    """Segments one image, a path or an array (H, W) or (H, W, bands), into the bundle `out`/`name`; returns that.
+
+    The name is the image's unless given. A finished result of the same image, model and options is returned as it is,
+    an interrupted one is finished. Raises ImageError, ModelError or RequestError for what cannot be done; nothing is
+    then left under a final name.
+    """
+    clock = Clock()
+    source = open_image(image)
+    job = Job.prepare(source, model, out / (name or source.name), options or Options())
+    for line in (*source.warnings, job.view.note, describe(job.plan)):
+        report(line)
+    if not job.options.overwrite and (done := job.finished()):
+        report(f"{job.folder} holds this very result already; --overwrite makes it again")
+        return done
+    with clock("predict"):
+        labels, resumed = predict_labels(job, tick)
+    with clock("export"):
+        outputs = [path for row in job.options.exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
+    record = job.record(resumed, clock.seconds, (LABELS, *(path.name for path in outputs)))
+    write_run(job.folder, record)
+    source.close()
+    return Bundle(job.folder, record)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image of a batch that could not be segmented."""
+
+    image: Path
+    reason: str
+    """One line."""
+
+
+def segment_all(
+    images: Sequence[Path],
+    model: Model,
+    out: Path,
+    options: Options | None = None,
+    *,
+    report: Report = quiet,
+    tick: Tick = silent,
+) -> list[Bundle | Failure]:
+    """Segments many images, then writes `out`/summary.csv; one that fails is reported and the rest go on."""
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[Bundle | Failure] = []
+    for number, (image, name) in enumerate(zip(images, bundle_names(images), strict=True), start=1):
+        report(f"[{number}/{len(images)}] {image}")
+        try:
+            results.append(segment(image, model, out, options, name=name, report=report, tick=tick))
+        except USER_ERRORS as error:
+            results.append(Failure(image, str(error)))
+            report(f"failed: {error}")
+        except Exception as error:  # One bad image never ends a batch.
+            results.append(Failure(image, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            report(f"failed: {error}\n{traceback.format_exc()}")
+    write_summary(images, results, out / SUMMARY)
+    return results
+
+
+def bundle_names(images: Sequence[Path]) -> list[str]:
+    """A folder name for each image: its own name, with ending or parent folder where two images share it.
+
+    Raises RequestError where even that does not tell two images apart.
+    """
+    for naming in (lambda p: p.stem, lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}"):
+        names = [naming(path) for path in images]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name in names if names.count(name) > 1)
+    raise RequestError(f"two images would both be written to {twice!r}; segment them into different folders")
+
+
+def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], path: Path) -> None:
+    """A line for each image: what became of it and where it is."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "status", "result", "cores", "seconds", "reason"])
+        for image, result in zip(images, results, strict=True):
+            if isinstance(result, Failure):
+                rows.writerow([image, "failed", "", "", "", result.reason])
+            else:
+                seconds = round(sum(result.run.seconds.values()), 1)
+                rows.writerow([image, "done", result.folder.name, result.run.plan.cores, seconds, ""])
+    partial.replace(path)
+
+
+def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
+    """Fills the canvas block by block and publishes it; returns it with the number of blocks found finished."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / RUN).unlink(missing_ok=True)
+    partial = job.folder / f"{LABELS}.partial"
+    if job.options.overwrite:
+        shutil.rmtree(partial, ignore_errors=True)
+    device = torch.device(job.plan.device)
+    network = job.model.network.to(device)
+    predictor = Predictor(network, job.plan.cores, job.plan.batch, device, getattr(torch, job.plan.precision))
+    tissue = tissue_mask(job.view) if job.source.kind == "slide" and job.options.tissue else None
+    with open_canvas(job, partial) as canvas:
+        total = job.blocks
+        resumed = sum(canvas.is_done(block) for block in canvas.blocks)
+        done = resumed
+        for block in canvas.blocks:
+            tick(done, total)
+            if not canvas.is_done(block):
+                canvas.write(block, block_labels(predictor, job, block, tissue))
+                done += 1
+        tick(total, total)
+        return canvas.publish(job.folder / LABELS), resumed
+
+
+def open_canvas(job: Job, path: Path) -> Canvas:
+    """The canvas of a job, with the blocks that an interrupted run of the same job has finished."""
+    return Canvas.create(
+        path,
+        size=job.view.size,
+        block=job.plan.block,
+        chunk=CHUNK,
+        classes=[LabelClass(c.value, c.name, c.rgb) for c in job.model.card.classes],
+        georef=job.view.georef,
+        kind=job.source.kind,
+        name=job.folder.name,
+        fingerprint=job.fingerprint,
+    )
+
+
+def block_labels(predictor: Predictor, job: Job, block: Box, tissue: Tissue | None) -> NDArray[np.uint8]:
+    """(h, w) class values of one block, NODATA where nothing was seen."""
+    prediction = predictor.predict_block(job.view, job.grid, block, tissue)
+    values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
+    return np.where(prediction.seen, values[prediction.probabilities.argmax(axis=0)], np.uint8(NODATA))

@@ -1,0 +1,54 @@
+"""How much memory a forward pass needs, from plain numbers. No tensors, no devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT = 4
+"""Bytes of a float32, which everything is counted in: bfloat16 passes need less, never more."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSize:
+    """The sizes of a network that its memory depends on."""
+
+    parameters: int
+    dim: int
+    hidden: int
+    patch: int
+    bands: int
+    classes: int
+    widest: float
+    """Values per input pixel that the widest layer of stem and head holds at once: its input, its output, and a copy
+    of that for the normalisation behind it."""
+    skips: float
+    """Values per input pixel of the finer features that wait for the head."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights."""
+        return self.parameters * FLOAT
+
+
+def forward_bytes(size: NetworkSize, height: int, width: int, batch: int, cores: int) -> int:
+    """Peak bytes of one inference pass beyond the weights, for `batch` windows of height x width pixels.
+
+    The largest of three moments: the stem's (or head's) widest layer, the blocks' token work, and the logits at full
+    size with their softmax; beside each, the pixels and the finer features that are alive throughout.
+    """
+    pixels = height * width
+    tokens = -(-height // size.patch) * -(-width // size.patch)
+    alive = (2 * size.bands + size.skips) * pixels
+    # Tokens, their norm, q, k and v, rotated copies of q and k, keys and values joined with the cores'.
+    attention = (tokens + cores) * size.dim * 9
+    # Tokens, their norm, both halves of the hidden layer and their product.
+    feed_forward = (tokens + cores) * (2 * size.dim + 4 * size.hidden)
+    logits = 3 * size.classes * pixels
+    moment = max(size.widest * pixels, attention, feed_forward, logits)
+    return int(batch * (alive + moment) * FLOAT)
+
+
+def stitch_bytes(classes: int, block: int, window: int) -> int:
+    """Bytes that stitching a block needs: sums, weights and their mean, a window's probabilities, labels."""
+    pixels = block * block
+    return (2 * classes + 2) * FLOAT * pixels + 3 * pixels + 3 * classes * FLOAT * window * window
