@@ -57,7 +57,7 @@ def segment(
     from pipelines.images import list_images
     from pipelines.job import Options
     from pipelines.plan import parse_bytes
-    from pipelines.segment import segment_all
+    from pipelines.segmentation import segment_all
     from veca_core import load_model
 
     use_threads(threads)
@@ -107,8 +107,8 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List the shipped models, or show the card of one model."""
-    from pipelines.describe import model_info, model_lines
-    from pipelines.describe import models as shipped
+    from pipelines.models import model_info, model_lines
+    from pipelines.models import models as shipped
     from veca_core import load_card
 
     found = [model_info(name)] if name else shipped()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.scenes import IGNORE
+from pipelines.carry import Carry
 from tiling import Box, Grid, Stitcher, View, taper
 from veca_core import Segmenter
 
@@ -27,16 +26,18 @@ class Tissue(Protocol):
 class Prediction:
     """What a model says of one block."""
 
-    probabilities: NDArray[np.float32]
-    """(classes, h, w), tapered mean over the windows; zero where nothing was looked at."""
+    stitched: Stitcher
     seen: NDArray[np.bool_]
     """(h, w): True where the image has data and a window was run."""
 
     @property
-    def indices(self) -> NDArray[np.uint8]:
-        """(h, w) class indices, IGNORE where nothing was seen."""
-        called = self.probabilities.argmax(axis=0).astype(np.uint8)
-        return np.where(self.seen, called, np.uint8(IGNORE))
+    def probabilities(self) -> NDArray[np.float32]:
+        """(classes, h, w), tapered mean over the windows; zero where nothing was looked at."""
+        return self.stitched.mean()
+
+    def labels(self, values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
+        """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""
+        return np.where(self.seen, values[self.stitched.argmax()], np.uint8(nodata))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +51,60 @@ class Predictor:
     precision: torch.dtype
     taper: str = "linear"
 
-    def predict_block(self, view: View, grid: Grid, block: Box, tissue: Tissue | None = None) -> Prediction:
-        """Runs every window that touches the block and has data (and tissue, where that is asked for)."""
-        classes = self.network.classes
-        stitcher = Stitcher(block, classes, taper(grid.window, grid.overlap, self.taper))
+    def predict_block(
+        self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None, carry: Carry | None = None
+    ) -> Prediction:
+        """Runs every window that touches the block and has data (and tissue, where that is asked for).
+
+        With a `carry`, parts of windows that earlier blocks ran are taken from it, and parts for later ones left there.
+        """
+        stitcher = Stitcher(block, self.network.classes, taper(grid.window, grid.overlap, self.taper))
         seen = view.valid(block)
         if seen.any():
             windows = (w for w in grid.touching(block) if tissue is None or tissue.touches(w))
-            for window, probabilities in self._run(view, windows):
-                stitcher.add(window, probabilities)
-        return Prediction(stitcher.mean(), seen & stitcher.covered)
+            for window, part, probabilities in self._answers(view, windows, block, carry):
+                stitcher.add(window, probabilities, part)
+        if carry is not None:
+            carry.forget(block)
+        return Prediction(stitcher, seen & stitcher.covered)
 
-    def _run(self, view: View, windows: Iterable[Box]) -> Iterator[tuple[Box, NDArray[np.float32]]]:
-        """Each window with its probabilities (classes, h, w); windows without a valid pixel are left out."""
-        read = ((window, *view.window(window)) for window in windows)
-        useful = ((window, pixels) for window, pixels, valid in read if valid.any())
-        while chunk := list(islice(useful, self.batch)):
-            pixels = np.stack([pixels for _, pixels in chunk])
-            for (window, _), probabilities in zip(chunk, self.probabilities(pixels), strict=False):
-                yield window, probabilities
+    def _answers(
+        self, view: View, windows: Iterable[Box], block: Box, carry: Carry | None
+    ) -> Iterator[tuple[Box, Box, NDArray[np.float32]]]:
+        """Each window in turn, with the part of it that is known and that part's probabilities (classes, h, w)."""
+        waiting: list[tuple[Box, NDArray[Any] | tuple[Box, NDArray[np.float32]]]] = []
+        unread = 0
+        for window in windows:
+            known = carry.take(window, block) if carry is not None else None
+            if known is not None:
+                waiting.append((window, known))
+                continue
+            pixels, valid = view.window(window)
+            if valid.any():
+                waiting.append((window, pixels))
+                unread += 1
+            if unread == self.batch:
+                yield from self._settle(waiting, block, carry)
+                waiting, unread = [], 0
+        yield from self._settle(waiting, block, carry)
+
+    def _settle(
+        self,
+        waiting: list[tuple[Box, NDArray[Any] | tuple[Box, NDArray[np.float32]]]],
+        block: Box,
+        carry: Carry | None,
+    ) -> Iterator[tuple[Box, Box, NDArray[np.float32]]]:
+        """Runs the windows that wait as pixels, as one batch, and gives all in the order they came."""
+        pixels = [what for _, what in waiting if isinstance(what, np.ndarray)]
+        fresh = iter(self.probabilities(np.stack(pixels))) if pixels else iter(())
+        for window, what in waiting:
+            if isinstance(what, tuple):
+                yield window, *what
+                continue
+            values = next(fresh)
+            if carry is not None:
+                carry.keep(window, values, block)
+            yield window, window, values
 
     def probabilities(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(n, h, w, bands) raw pixels, n at most the batch -> (n, classes, h, w).

@@ -11,10 +11,11 @@ from typing import Final
 import psutil
 import torch
 
+from pipelines.carry import LIMIT as CARRY
 from pipelines.errors import RequestError
 from pipelines.inference import fast_precision
 from tiling import Size
-from veca_core.memory import NetworkSize, forward_bytes, stitch_bytes
+from veca_core.memory import FLOAT, NetworkSize, forward_bytes, stitch_bytes
 
 SHARE: Final = 0.8
 """Of the memory that is free, what a run takes unless told otherwise."""
@@ -67,7 +68,6 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
     device = choose_device(wishes.device)
     memory = wishes.memory or int(SHARE * free_memory(device))
     cores = wishes.cores or full_cores
-    whole = _round_up(max(image.height, image.width), network.patch)
     windows = [wishes.window] if wishes.window else _halvings(best_window, network.patch)
     for window in windows:
         if window < network.patch:
@@ -76,26 +76,31 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
             raise RequestError(f"the overlap must be 0 to half the window of {window} px, got {wishes.overlap}")
         for block in BLOCKS:
             for batch in GPU_BATCHES if device.type == "cuda" else (1,):
-                side = min(window, whole)
-                predicted = predict(network, side, batch, cores, min(block, whole), device)
+                predicted = predict(network, image, window, batch, cores, block, device)
                 if predicted <= memory:
                     overlap = window // 8 if wishes.overlap is None else wishes.overlap
                     reason = _reason(cores == full_cores, window == best_window, block == BLOCKS[0])
                     precision = str(fast_precision(device)).removeprefix("torch.")
                     return Plan(cores, window, overlap, batch, block, str(device), precision, memory, predicted, reason)
-    least = predict(network, min(windows[-1], whole), 1, cores, min(BLOCKS[-1], whole), device)
+    least = predict(network, image, windows[-1], 1, cores, BLOCKS[-1], device)
     raise RequestError(
         f"{format_bytes(memory)} is not enough: the smallest plan (window {windows[-1]} px, batch 1) needs "
         f"{format_bytes(least)}; allow more with --memory, or a smaller --window"
     )
 
 
-def predict(network: NetworkSize, window: int, batch: int, cores: int, block: int, device: torch.device) -> int:
+def predict(
+    network: NetworkSize, image: Size, window: int, batch: int, cores: int, block: int, device: torch.device
+) -> int:
     """Expected peak bytes: on a GPU of the device's memory, on a CPU of the whole process."""
-    forward = int(SLACK * (network.weights + forward_bytes(network, window, window, batch, cores)))
+    height, width = (min(window, _round_up(side, network.patch)) for side in (image.height, image.width))
+    forward = int(SLACK * (network.weights + forward_bytes(network, height, width, batch, cores)))
     if device.type != "cpu":
         return forward
-    return forward + RUNTIME + stitch_bytes(network.classes, block, window)
+    stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
+    # Windows that reach into the next row of blocks wait for it, all along the image.
+    waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
+    return forward + RUNTIME + stitch + min(CARRY, waiting)
 
 
 def choose_device(name: str) -> torch.device:

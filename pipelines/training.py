@@ -19,6 +19,7 @@ from torch.optim import swa_utils
 from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment
+from pipelines.carry import Carry
 from pipelines.config import NetworkRecipe, TrainRecipe
 from pipelines.crops import Crops, collate
 from pipelines.errors import RequestError
@@ -28,7 +29,7 @@ from pipelines.losses import DiceAndCrossEntropy
 from pipelines.measure import Confusion
 from pipelines.pretrained import load_imagenet
 from pipelines.progress import Report, quiet
-from pipelines.scenes import Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
+from pipelines.scenes import IGNORE, Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
 from tiling import Grid, View, blocks
 from veca_core import Segmenter, VecaConfig, build, load_model, preset, save_model
 from veca_core.card import Architecture, Bands, Card
@@ -240,11 +241,13 @@ def validate(
     config = network.encoder.config
     predictor = Predictor(network.eval(), config.check_budget(cores), 1, device, fast_precision(device))
     confusion = Confusion(len(card.classes))
+    indices = np.arange(len(card.classes), dtype=np.uint8)
     for scene in scenes:
         view = View.open(scene.image)
         grid = Grid.over(view.size, card.window, card.window // 8, config.patch)
+        carry = Carry()
         for block in blocks(view.size, VALIDATION_BLOCK):
-            called = predictor.predict_block(view, grid, block).indices
+            called = predictor.predict_block(view, grid, block, carry=carry).labels(indices, IGNORE)
             confusion.add(scene.targets(block, lookup), called)
         tick()
     return confusion

@@ -71,8 +71,8 @@ class Georef:
     """The place of an image's pixels in the world.
 
     The affine takes pixel corners as (x, y) = (column, row) of level 0, (0, 0) being the top-left corner of the
-    top-left pixel, and gives world coordinates: CRS units for a raster with a CRS, micrometres from the image's top-left for a
-    slide, and level-0 pixels where nothing is known (`unit` None).
+    top-left pixel, and gives world coordinates: CRS units for a raster with a CRS, micrometres from the image's
+    top-left for a slide, and level-0 pixels where nothing is known (`unit` None).
     """
 
     transform: Affine

@@ -55,13 +55,17 @@ class Stitcher:
         self.sums = np.zeros((classes, box.height, box.width), dtype=np.float32)
         self.totals = np.zeros((box.height, box.width), dtype=np.float32)
 
-    def add(self, window: Box, values: NDArray[np.float32]) -> None:
-        """Adds a window's values (classes, h, w); what falls outside the block is left to the other blocks."""
-        common = window.intersect(self.box)
+    def add(self, window: Box, values: NDArray[np.float32], part: Box | None = None) -> None:
+        """Adds a window's values (classes, h, w), or those of a `part` of it.
+
+        What falls outside the block is left to the other blocks.
+        """
+        part = part or window
+        common = part.intersect(self.box)
         if common is None:
             return
-        here, there = common.relative_to(self.box).slices, common.relative_to(window).slices
-        weights = self.weights[there]
+        here, there = common.relative_to(self.box).slices, common.relative_to(part).slices
+        weights = self.weights[common.relative_to(window).slices]
         self.sums[(slice(None), *here)] += values[(slice(None), *there)] * weights
         self.totals[here] += weights
 

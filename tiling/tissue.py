@@ -61,11 +61,11 @@ def tissue_mask(image: View | Source, *, max_side: int = 2048) -> TissueMask:
 
     Otsu's threshold on saturation tells which cells are glass; a cell is tissue where it is more saturated than that
     glass varies, or much darker. It is meant to lose no tissue: where glass and tissue do not separate clearly, and for
-    an image that is not RGB of 8 bits, everything is tissue. Reads the coarsest level that is fine enough, in blocks.
+    an image that is no RGB slide of 8 bits, everything is tissue. Reads the coarsest level that is fine enough.
     """
     source, size = (image.source, image.size) if isinstance(image, View) else (image, image.levels[0].size)
-    if source.bands != ("red", "green", "blue") or source.dtype != np.uint8:
-        return _everywhere(size, "not an RGB image of 8 bits: all of it is taken as tissue")
+    if source.kind == "raster" or source.bands != ("red", "green", "blue") or source.dtype != np.uint8:
+        return _everywhere(size, "not an RGB slide of 8 bits: all of it is taken as tissue")
     level = _level_for(source, max_side)
     level_size = source.levels[level].size
     step = math.ceil(max(level_size.height, level_size.width) / max_side)

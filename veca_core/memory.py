@@ -49,6 +49,6 @@ def forward_bytes(size: NetworkSize, height: int, width: int, batch: int, cores:
 
 
 def stitch_bytes(classes: int, block: int, window: int) -> int:
-    """Bytes that stitching a block needs: sums, weights and their mean, a window's probabilities, labels."""
-    pixels = block * block
-    return (2 * classes + 2) * FLOAT * pixels + 3 * pixels + 3 * classes * FLOAT * window * window
+    """Bytes that stitching needs: sums, weights, validity and labels of a block of so many pixels, and the pixels,
+    logits and probabilities of a window of so many."""
+    return block * ((classes + 1) * FLOAT + 11) + 3 * classes * FLOAT * window

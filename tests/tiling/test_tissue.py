@@ -72,8 +72,8 @@ def test_empty_glass_far_from_tissue_is_passed_over() -> None:
         (np.full((200, 300, 3), 240, np.uint8), "do not separate"),
         (np.full((200, 300, 3), PINK, np.uint8), "do not separate"),
         (np.clip(np.random.default_rng(0).normal(PINK, 25, (200, 300, 3)), 0, 255).astype(np.uint8), "do not separate"),
-        (glass(200, 300).astype(np.uint16), "not an RGB image of 8 bits"),
-        (glass(200, 300)[..., 0], "not an RGB image of 8 bits"),
+        (glass(200, 300).astype(np.uint16), "not an RGB slide of 8 bits"),
+        (glass(200, 300)[..., 0], "not an RGB slide of 8 bits"),
     ],
 )
 def test_where_nothing_separates_clearly_all_is_tissue(pixels: NDArray[np.uint8], why: str) -> None:
@@ -125,6 +125,10 @@ def test_a_real_slide_is_mostly_found_by_its_darkness_too(shared_data: Path) -> 
     assert not found.touches(Box(1500, 100, 400, 200))
 
 
+def test_a_map_has_no_glass(shared_data: Path) -> None:
+    assert tissue_mask(open_image(shared_data / "odd/geo/cog_webp.tif")).mask.all()
+
+
 def test_the_dark_field_of_a_fluorescence_slide_is_all_kept(shared_data: Path) -> None:
     found = tissue_mask(open_image(shared_data / "odd/wsi/hamamatsu_test3-DAPI.ndpi"), max_side=256)
     assert found.mask.all()
@@ -143,9 +147,7 @@ def test_a_view_is_asked_in_its_own_pixels(shared_data: Path) -> None:
             assert whole.touches(Box(y, x, 100, 100)) == half.touches(Box(y // 2, x // 2, 50, 50))
 
 
-def test_a_coarse_level_is_used_and_large_levels_are_read_in_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_levels_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = glass(400, 600)
     pixels[100:180, 300:420] = PINK
     source = ArraySource(pixels, georef=Georef.micrometres(Spacing.square(0.5, "um")))

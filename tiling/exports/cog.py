@@ -27,7 +27,7 @@ def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
 
     An image without a georeference gives a GeoTIFF without one. Raises OSError where the disk is full.
     """
-    gdal = rasterio.Env(GDAL_CACHEMAX=_CACHE)  # type: ignore[no-untyped-call]
+    gdal = rasterio.Env(GDAL_CACHEMAX=_CACHE)
     with replacing(path) as temporary, gdal, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a place has none to give
         draft = temporary.with_name("draft.tif")

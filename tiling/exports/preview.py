@@ -53,7 +53,7 @@ def write_preview(labels: Labels, folder: Path, image: View | None, tags: Mappin
     for key, text in tags.items():
         info.add_itxt(key, text)
     with replacing(folder / "preview.png") as path:
-        draw_preview(labels, image).save(path, pnginfo=info, optimize=True)
+        draw_preview(labels, image).save(path, pnginfo=info)
     return [folder / "preview.png"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ def _is_display(source: Source, bands: Sequence[int]) -> bool:
 def _mean(source: Source, level: int, bands: list[int], out: Size) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """((h, w, bands), (h, w) valid): mean of the valid pixels that fall on each output pixel; 0 where none do."""
     size = source.levels[level].size
+    exact = np.float32 if source.dtype.itemsize <= 2 else np.float64
     total = np.zeros((len(bands), out.height, out.width))
     weight = np.zeros((out.height, out.width))
     for box in _pieces(source.levels[level]):
@@ -72,15 +73,19 @@ def _mean(source: Source, level: int, bands: list[int], out: Size) -> tuple[NDAr
         rows = np.arange(box.y, box.bottom) * out.height // size.height
         columns = np.arange(box.x, box.right) * out.width // size.width
         place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        weight[place] += _sums(valid.astype(np.float64), rows, columns)
+        weight[place] += _sums(valid.astype(np.float32), rows, columns)
         for band in range(len(bands)):
-            total[band][place] += _sums(np.where(valid, pixels[..., band], 0.0), rows, columns)
+            values = pixels[..., band].astype(exact)
+            values[~valid] = 0
+            total[band][place] += _sums(values, rows, columns)
     return np.moveaxis(total / np.maximum(weight, 1), 0, 2), weight > 0
 
 
-def _sums(values: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
+def _sums(values: NDArray[Any], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[Any]:
     """(H, W) summed over equal rows and columns; both are sorted and leave no number out."""
-    by_row = np.add.reduceat(values, np.unique(rows, return_index=True)[1], axis=0)
+    starts = np.unique(rows, return_index=True)[1].tolist()
+    ends = [*starts[1:], len(rows)]
+    by_row = np.stack([values[start:end].sum(axis=0) for start, end in zip(starts, ends, strict=True)])
     return np.asarray(np.add.reduceat(by_row, np.unique(columns, return_index=True)[1], axis=1))
 
 

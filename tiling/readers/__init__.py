@@ -66,6 +66,8 @@ def open_image(image: str | os.PathLike[str] | NDArray[Any] | zarr.Array[Any], *
 
 
 def _check_exists(path: str) -> None:
+    if "://" in path:
+        raise ImageError(f"{path}: is an address on the network; copy the file here and name the copy")
     if not Path(path).exists():
         raise ImageError(f"{path}: no such file")
     if Path(path).is_file() and Path(path).stat().st_size == 0:

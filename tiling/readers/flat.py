@@ -21,7 +21,7 @@ from tiling.georef import Georef
 from tiling.readers.opened import OpenedImage, one_line
 from tiling.source import Kind, Level
 
-FORMATS: Final = ("PNG", "JPEG", "MPO", "BMP", "WEBP")
+FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP")
 MAX_PIXELS: Final = 2 * 10**9
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF")
@@ -71,10 +71,12 @@ class FlatSource(OpenedImage):
 
     def _describe(self, image: Image.Image) -> None:
         _refuse_unusable(image)
-        self._orientation = int(image.getexif().get(_ORIENTATION, 1))
+        # The base class's: that of PNG decodes the image to look for EXIF at the file's end.
+        self._orientation = int(Image.Image.getexif(image).get(_ORIENTATION, 1))
         height, width = image.size if self._orientation >= 5 else image.size[::-1]
-        self._deep = image.format == "PNG" and _png_bits(self.path) == 16
-        colours = image.mode in ("RGB", "RGBA")
+        bits, kind = _png_header(self.path) if image.format == "PNG" else (8, 0)
+        self._deep = bits == 16
+        colours = bool(kind & 2) if self._deep else image.mode in ("RGB", "RGBA")
         self.dtype = np.dtype(np.uint16 if self._deep else _MODES[image.mode])
         self.bands = ("red", "green", "blue") if colours else ("band 1",)
         size = Size(height, width)
@@ -141,7 +143,8 @@ def _refuse_unusable(image: Image.Image) -> None:
         raise ImageError(f"its colours are {image.mode}; save it as RGB or greyscale")
 
 
-def _png_bits(path: str) -> int:
-    """Bits of a sample, which the PNG header holds in its 25th byte."""
+def _png_header(path: str) -> tuple[int, int]:
+    """Bits of a sample, and the colour type, of which bit 2 means colour: the 25th and 26th byte of a PNG."""
     with Path(path).open("rb") as file:
-        return file.read(25)[24]
+        start = file.read(26)
+    return start[24], start[25]

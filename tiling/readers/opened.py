@@ -87,7 +87,7 @@ class OpenedImage(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker may run in another folder, so the path travels absolute.
-        return type(self), (self.path if "://" in self.path else str(Path(self.path).absolute()),)
+        return type(self), (str(Path(self.path).absolute()),)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         stat = Path(self.path).stat()
@@ -117,7 +117,7 @@ def one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        while cause.__cause__ is not None and "previous exception" in str(cause):  # rasterio's way of saying nothing
             cause = cause.__cause__
         lines = str(cause).strip().splitlines()
         raise ImageError(f"{what}: {lines[0][:300] if lines else type(cause).__name__}") from error

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.bundle import LABELS, RUN, Bundle, write_run
+from pipelines.carry import Carry
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.inference import Predictor, Tissue
 from pipelines.job import Job, Options
@@ -29,6 +30,7 @@ from tiling.tissue import tissue_mask
 from veca_core import Model
 
 SUMMARY: Final = "summary.csv"
+SUMMARY_COLUMNS: Final = ("image", "status", "result", "cores", "seconds", "reason")
 Tick = Callable[[int, int], None]
 """Called with the blocks done and the blocks in all."""
 
@@ -120,18 +122,33 @@ def bundle_names(images: Sequence[Path]) -> list[str]:
 
 
 def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], path: Path) -> None:
-    """A line for each image: what became of it and where it is."""
+    """A line for each image that was ever segmented into this folder: what became of it and where it is."""
+    lines = {line["image"]: line for line in _read_summary(path)}
+    for image, result in zip(images, results, strict=True):
+        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": str(image)}
+        if isinstance(result, Failure):
+            line |= {"status": "failed", "reason": result.reason}
+        else:
+            run = result.run
+            seconds = round(sum(run.seconds.values()), 1)
+            line |= {"status": "done", "result": result.folder.name, "cores": str(run.plan.cores)}
+            line |= {"seconds": str(seconds)}
+        lines[str(image)] = line
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "status", "result", "cores", "seconds", "reason"])
-        for image, result in zip(images, results, strict=True):
-            if isinstance(result, Failure):
-                rows.writerow([image, "failed", "", "", "", result.reason])
-            else:
-                seconds = round(sum(result.run.seconds.values()), 1)
-                rows.writerow([image, "done", result.folder.name, result.run.plan.cores, seconds, ""])
+        rows = csv.DictWriter(file, SUMMARY_COLUMNS)
+        rows.writeheader()
+        rows.writerows(lines.values())
     partial.replace(path)
+
+
+def _read_summary(path: Path) -> list[dict[str, str]]:
+    """The lines of an earlier summary; none where there is none, or something else under its name."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.DictReader(file)
+        return list(rows) if tuple(rows.fieldnames or ()) == SUMMARY_COLUMNS else []
 
 
 def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
@@ -145,6 +162,7 @@ def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
     network = job.model.network.to(device)
     predictor = Predictor(network, job.plan.cores, job.plan.batch, device, getattr(torch, job.plan.precision))
     tissue = tissue_mask(job.view) if job.source.kind == "slide" and job.options.tissue else None
+    carry = Carry()
     with open_canvas(job, partial) as canvas:
         total = job.blocks
         resumed = sum(canvas.is_done(block) for block in canvas.blocks)
@@ -152,7 +170,7 @@ def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
         for block in canvas.blocks:
             tick(done, total)
             if not canvas.is_done(block):
-                canvas.write(block, block_labels(predictor, job, block, tissue))
+                canvas.write(block, block_labels(predictor, job, block, tissue, carry))
                 done += 1
         tick(total, total)
         return canvas.publish(job.folder / LABELS), resumed
@@ -173,8 +191,7 @@ def open_canvas(job: Job, path: Path) -> Canvas:
     )
 
 
-def block_labels(predictor: Predictor, job: Job, block: Box, tissue: Tissue | None) -> NDArray[np.uint8]:
+def block_labels(predictor: Predictor, job: Job, block: Box, tissue: Tissue | None, carry: Carry) -> NDArray[np.uint8]:
     """(h, w) class values of one block, NODATA where nothing was seen."""
-    prediction = predictor.predict_block(job.view, job.grid, block, tissue)
     values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
-    return np.where(prediction.seen, values[prediction.probabilities.argmax(axis=0)], np.uint8(NODATA))
+    return predictor.predict_block(job.view, job.grid, block, tissue=tissue, carry=carry).labels(values, NODATA)

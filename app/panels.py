@@ -1,0 +1,259 @@
+"""The parts of the page. A panel draws itself where it is called and returns what the rest of the page needs of it."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import streamlit as st
+
+from app import render
+from pipelines.bundle import Bundle, RunRecord
+from pipelines.errors import USER_ERRORS
+from pipelines.view import FILES, AreaRow, LegendEntry, Result, Scene, list_files, read_areas, scene, stamp
+
+FRAME: Final = (1100, 1440)
+"""(height, width) in pixels that a picture fits; Streamlit would blur a picture wider than 1460."""
+MANY: Final = 12
+"""More results than this get a filter."""
+DOWNLOAD: Final = 50 * 10**6
+"""A download passes through memory, so the page offers files up to this many bytes and the path of larger ones."""
+_AREA_UNITS: Final = {"um2": (("mm²", 1e-6), ("µm²", 1.0)), "m2": (("km²", 1e-6), ("ha", 1e-4), ("m²", 1.0))}
+"""For a unit of areas.csv: the units that people read, largest first, and their factors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a user wants to see the mask."""
+
+    opacity: float
+    """0..1; 0 where the mask is hidden."""
+    colors: dict[int, render.Color]
+    """Of the class values that are to be seen."""
+
+
+def empty(folder: Path) -> None:
+    """What a folder without results says."""
+    st.title("No results yet")
+    st.markdown(f"There are no results in **{plain(str(folder))}**. This command makes some:")
+    st.code(f"veca segment IMAGE --model aerial-landcover --out {shell_word(str(folder))}", language=None)
+    st.markdown("Reload this page when it has finished.")
+
+
+def choose(results: Sequence[Result]) -> Result:
+    """A box with all results; damaged ones say so."""
+    problems = {result.name: result.problem for result in results}
+    names = list(problems)
+    if len(names) > MANY:
+        wanted = st.text_input("Filter", placeholder="part of a name", key="filter").strip().lower()
+        names = [name for name in names if wanted in name.lower()] or names
+        st.caption(f"{len(names)} of {len(problems)} results")
+    first = next((i for i, name in enumerate(names) if not problems[name]), 0)
+    name = st.selectbox(
+        "Result", names, index=first, format_func=lambda name: f"{name} (damaged)" if problems[name] else name
+    )
+    return next(result for result in results if result.name == name)
+
+
+def damaged(result: Result) -> None:
+    """What a damaged result says."""
+    st.title(plain(result.name))
+    st.error(f"This result is damaged and cannot be shown. {plain(result.problem)}")
+
+
+def heading(result: Result, run: RunRecord) -> None:
+    """Name, size, spacing and model; then what the user should know about this result."""
+    st.title(plain(result.name))
+    height, width = run.grid.size
+    facts = [f"{width:,} × {height:,} px", micro(run.grid.spacing or "pixel size unknown"), f"model {run.model.name}"]
+    st.caption("  ·  ".join(plain(fact) for fact in facts))
+    for warning in run.warnings:
+        st.warning(plain(warning))
+
+
+def load(bundle: Bundle) -> Scene | None:
+    """The pixels to show, kept for the next time; None, with the reason on the page, where they cannot be read."""
+    try:
+        return _scene(bundle, stamp(bundle))
+    except (*USER_ERRORS, OSError) as error:
+        st.error(f"The mask cannot be shown. {plain(str(error))}")
+        return None
+
+
+def look(legend: Sequence[LegendEntry]) -> Look:
+    """Mask on or off, its opacity, and a switch for each class."""
+    visible = st.toggle("Show mask", value=True, key="mask")
+    percent = st.slider("Opacity", 0, 100, 45, format="%d %%", key="opacity", disabled=not visible)
+    st.caption("Classes")
+    shown = [
+        entry
+        for entry in legend
+        if st.checkbox(
+            f"![]({render.swatch(entry.color)}) {plain(entry.name)}",
+            value=not entry.background,
+            key=f"class {entry.value} {entry.name}",
+            disabled=not visible,
+        )
+    ]
+    return Look(percent / 100 if visible else 0.0, {entry.value: entry.color for entry in shown})
+
+
+def picture(shown: Scene, how: Look) -> bytes:
+    """The image under its mask; gives the PNG that is on the page."""
+    if shown.note:
+        st.info(plain(shown.note))
+    painted = render.overlay(shown.rgb, shown.values, how.colors, how.opacity)
+    png = render.png(render.enlarge(painted, *FRAME))
+    st.image(png, output_format="PNG")
+    return png
+
+
+def areas(bundle: Bundle, legend: Sequence[LegendEntry]) -> list[AreaRow]:
+    """Legend and areas in one table: colour, class, share, area, pixels; gives the rows."""
+    try:
+        rows = read_areas(bundle)
+    except USER_ERRORS as error:
+        st.error(plain(str(error)))
+        rows = []
+    st.subheader("Classes")
+    st.markdown(area_table(rows, legend) if rows else legend_table(legend))
+    return rows
+
+
+def story(run: RunRecord) -> None:
+    """How the result was made."""
+    with st.expander("How it was made"):
+        columns = st.columns(3)
+        for column, facts in zip(columns, (made_by(run), memory_and_time(run), image_facts(run)), strict=True):
+            column.markdown("\n\n".join(f":gray[{plain(name)}]  \n{plain(value)}" for name, value in facts.items()))
+
+
+def downloads(bundle: Bundle) -> None:
+    """A button for each file that is small enough, the path of each that is not."""
+    files = list_files(bundle)
+    for path in files:
+        size = path.stat().st_size
+        if size <= DOWNLOAD:
+            st.download_button(
+                f"{path.name}, {bytes_text(size)}", path.read_bytes, path.name, FILES[path.name],
+                on_click="ignore", key=f"download {path}", width="stretch",
+            )  # fmt: skip
+        else:
+            st.caption(f"{path.name} is large ({bytes_text(size)}); it lies at")
+            st.code(str(path), language=None)
+
+
+def area_table(rows: Sequence[AreaRow], legend: Sequence[LegendEntry]) -> str:
+    """Markdown: areas.csv in units that people read."""
+    colors = {entry.value: entry.color for entry in legend}
+    unit, factor = area_unit(rows)
+    lines = [f"| | Class | Share | {f'{unit} |' if unit else ''} Pixels |", f"|:-:|:--|--:|{'--:|' if unit else ''}--:|"]
+    for row in rows:
+        square = f"![]({render.swatch(colors[row.value])})" if row.value in colors else ""
+        area = f"{number(row.area * factor) if row.area is not None else ''} |" if unit else ""
+        lines.append(f"| {square} | {plain(row.name)} | {percent_text(row.share)} | {area} {row.pixels:,} |")
+    return "\n".join(lines)
+
+
+def legend_table(legend: Sequence[LegendEntry]) -> str:
+    """Markdown: the classes alone, for a result without areas.csv."""
+    rows = [f"| ![]({render.swatch(entry.color)}) | {plain(entry.name)} |" for entry in legend]
+    return "\n".join(["| | Class |", "|:-:|:--|", *rows])
+
+
+def made_by(run: RunRecord) -> dict[str, str]:
+    plan = run.plan
+    return {
+        "Model": f"{run.model.name} ({run.model.digest[:12]})",
+        "Attention cores": f"{plan.cores}",
+        "Window": f"{plan.window:,} px, overlapping by {plan.overlap:,} px",
+        "Device": f"{plan.device}, {plan.precision}, {plan.batch} at a time",
+        "Why so": plan.reason,
+    }
+
+
+def memory_and_time(run: RunRecord) -> dict[str, str]:
+    resumed = f", {run.resumed_blocks:,} of them from an interrupted run" if run.resumed_blocks else ""
+    return {
+        "Memory allowed": bytes_text(run.plan.memory),
+        "Peak memory": f"{bytes_text(run.plan.predicted)} predicted, {bytes_text(run.peak_memory)} measured",
+        "Work": f"{run.windows:,} windows in {run.blocks:,} blocks{resumed}",
+        "Time": ", ".join(f"{name} {seconds_text(value)}" for name, value in run.seconds.items()),
+    }
+
+
+def image_facts(run: RunRecord) -> dict[str, str]:
+    height, width = run.image.size
+    return {
+        "Image": run.image.path,
+        "Size": f"{width:,} × {height:,} px, {len(run.image.bands)} bands ({', '.join(run.image.bands)}), {run.image.dtype}",
+        "Pixel size": micro(run.image.spacing or "not stated in the file"),
+        "How it was read": micro(run.grid.note),
+        "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+    }
+
+
+def area_unit(rows: Sequence[AreaRow]) -> tuple[str, float]:
+    """The largest unit in which the largest area is at least a tenth, and its factor; ('', 1) where none is known."""
+    largest = max((row.area for row in rows if row.area is not None), default=None)
+    units = _AREA_UNITS.get(rows[0].unit or "") if rows else None
+    if largest is None or units is None:
+        return "", 1.0
+    return next(((name, factor) for name, factor in units if largest * factor >= 0.1), units[-1])
+
+
+def number(value: float) -> str:
+    """With four digits that count, and never rounded before the point."""
+    if value == 0:
+        return "0"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def percent_text(share: float | None) -> str:
+    if share is None:
+        return ""
+    return "<0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
+
+
+def bytes_text(size: int) -> str:
+    """Like '1.4 GiB'."""
+    value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Like '12.3 s', '4 min 10 s' or '2 h 5 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def micro(text: str) -> str:
+    """'0.5 um/px' with its Greek letter."""
+    return re.sub(r"\bum\b", "µm", text)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: names come from files and may hold anything."""
+    line = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in string.punctuation else letter for letter in line)
+
+
+def shell_word(text: str) -> str:
+    """A path as it is typed: in quotes where it has spaces."""
+    return f'"{text}"' if re.search(r"\s", text) else text
+
+
+@st.cache_data(max_entries=16, show_spinner="Reading the image …")
+def _scene(_bundle: Bundle, _stamp: str) -> Scene:
+    return scene(_bundle, *FRAME)
