@@ -35,7 +35,7 @@ class ImageRecord(_Part):
     """(height, width) of level 0."""
     bands: tuple[str, ...]
     dtype: str
-    spacing: str | None
+    spacing: str | None = None
     """As the file says it, like '0.499 um/px'."""
     fingerprint: str
     """Changes when the file does."""
@@ -53,7 +53,7 @@ class GridRecord(_Part):
     """The pixel grid of the result."""
 
     size: tuple[int, int]
-    spacing: str | None
+    spacing: str | None = None
     transform: tuple[float, float, float, float, float, float]
     """a, b, c, d, e, f: world x = a column + b row + c, world y = d column + e row + f."""
     note: str

@@ -27,6 +27,7 @@ from pipelines.fetch import cache_folder
 from pipelines.inference import Predictor, autocast, fast_precision
 from pipelines.losses import DiceAndCrossEntropy
 from pipelines.measure import Confusion
+from pipelines.plan import choose_device
 from pipelines.pretrained import load_imagenet
 from pipelines.progress import Report, quiet
 from pipelines.scenes import IGNORE, Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
@@ -55,7 +56,7 @@ class TrainedModel:
 
 
 def train(
-    recipe: TrainRecipe, out: Path, *, device: str = "cpu", threads: int | None = None, report: Report = quiet
+    recipe: TrainRecipe, out: Path, *, device: str = "auto", threads: int | None = None, report: Report = quiet
 ) -> TrainedModel:
     """Trains what a recipe says, into the folder `out`; a stopped run goes on where its last checkpoint was.
 
@@ -65,7 +66,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run.prepare(recipe, out, torch.device(device), report)
+    run = Run.prepare(recipe, out, choose_device(device), report)
     run.go_on()
     return run.result()
 

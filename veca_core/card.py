@@ -77,7 +77,7 @@ class Architecture(_Part):
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.encoder.items()}
         try:
             return VecaConfig(**fields)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ModelError(f"the encoder settings do not fit: {error}") from error
 
 

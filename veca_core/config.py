@@ -42,12 +42,23 @@ class VecaConfig:
     """Training: patch coordinates are scaled log-uniformly between 1/this and this."""
 
     def __post_init__(self) -> None:
+        counts = ("dim", "layers", "heads", "patch", "in_channels", "cores", "core_chunk")
+        for name in (*counts, *(() if self.output_dim is None else ("output_dim",))):
+            if type(getattr(self, name)) is not int or getattr(self, name) <= 0:
+                raise ModelError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
         if self.dim % self.heads or (self.dim // self.heads) % 4:
             raise ModelError(f"a head's width must be a multiple of 4, got dim {self.dim} over {self.heads} heads")
-        if self.cores % self.core_chunk or self.cores <= 0:
+        if self.cores % self.core_chunk:
             raise ModelError(f"cores come in chunks of {self.core_chunk}, got a bank of {self.cores}")
-        if min(self.layers, self.patch, self.in_channels) <= 0:
-            raise ModelError(f"layers, patch and in_channels must be positive, got {self}")
+        if self.hidden <= 0 or not 0 <= self.rope_off <= 1 or self.rope_rescale < 1:
+            raise ModelError(
+                "mlp_ratio must be positive, rope_off from 0 to 1 and rope_rescale at least 1, got "
+                f"{self.mlp_ratio}, {self.rope_off} and {self.rope_rescale}"
+            )
+        if self.rope_off_from not in ("low", "high"):
+            raise ModelError(f"rope_off_from must be low or high, got {self.rope_off_from!r}")
+        if not self.budget_weights or min(self.budget_weights) < 0 or sum(self.draw_weights) <= 0:
+            raise ModelError(f"budget_weights must be positive numbers, got {self.budget_weights}")
 
     @property
     def head_dim(self) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,38 +114,49 @@ def load_official_encoder(path: str | Path) -> VecaEncoder:
     ModelError for a file that is something else, or whose weights do not fit its config.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about how a file was pickled, which nobody can change
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is no torch checkpoint of plain tensors: {_first_line(error)}") from error
+    except Exception as error:  # what torch's decoder raises depends on the bytes
+        # Its own words for an UnpicklingError tell how to run the code that it refused.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        raise ModelError(
+            f"{path} is no torch checkpoint of tensors and plain values, or it is damaged{reason}; nothing in it was run"
+        ) from error
     if not (isinstance(checkpoint, dict) and {"student", "config"} <= checkpoint.keys()):
         raise ModelError(f"{path} is no VECA checkpoint: expected a dict with 'student' and 'config'")
-    encoder = VecaEncoder(_official_config(checkpoint["config"], str(path)))
-    _fill(encoder, _from_official(checkpoint["student"]), str(path))
+    try:
+        encoder = VecaEncoder(_official_config(checkpoint["config"]))
+        state = _from_official(checkpoint["student"])
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: its config or weights are not those of a VECA checkpoint ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    _fill(encoder, state, str(path))
     return encoder.eval()
 
 
-def _official_config(config: Mapping[str, Any], origin: str) -> VecaConfig:
-    """Published names of the sizes -> VecaConfig."""
-    try:
-        return VecaConfig(
-            dim=config["hidden_dim"],
-            layers=config["num_layers"],
-            heads=config["num_heads"],
-            mlp_ratio=config["mlp_ratio"],
-            patch=config.get("patch_size", 16),
-            in_channels=config.get("in_channels", 3),
-            cores=config["num_query_tokens"],
-            core_chunk=config.get("nested_chunk_size") or config["matryoshka_chunk_size"],
-            budget_weights=tuple(config.get("nested_budget_weights") or (1, 1, 2, 2, 3, 3, 4, 4)),
-            patch_norm=config.get("patch_embed_use_ln", False),
-            output_dim=config.get("distill_output_dim"),
-            rope_off=config.get("rope_p_zero_freqs", 0.125),
-            rope_off_from=config.get("rope_zero_freqs_from", "low"),
-        )
-    except KeyError as error:
-        raise ModelError(f"{origin}: the config does not say {error}") from error
+def _official_config(config: Mapping[str, Any]) -> VecaConfig:
+    """Published names of the sizes -> VecaConfig; raises KeyError for a size that is missing."""
+    return VecaConfig(
+        dim=config["hidden_dim"],
+        layers=config["num_layers"],
+        heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        patch=config.get("patch_size", 16),
+        in_channels=config.get("in_channels", 3),
+        cores=config["num_query_tokens"],
+        core_chunk=config.get("nested_chunk_size") or config["matryoshka_chunk_size"],
+        budget_weights=tuple(config.get("nested_budget_weights") or (1, 1, 2, 2, 3, 3, 4, 4)),
+        patch_norm=config.get("patch_embed_use_ln", False),
+        output_dim=config.get("distill_output_dim"),
+        rope_off=config.get("rope_p_zero_freqs", 0.125),
+        rope_off_from=config.get("rope_zero_freqs_from", "low"),
+    )
 
 
 OFFICIAL_NAMES: Final = (

@@ -33,6 +33,8 @@ PLACES = {
     "degrees": Georef(Affine(1e-5, 0, 12.1, 0, -1e-5, 48.2), "crs", "EPSG:4326"),
     "south up": Georef(Affine(0.5, 0, -180, 0, 0.5, -90), "crs", "EPSG:4326"),
     "rotated": Georef(Affine(0.4, 0.3, 4e5, 0.3, -0.4, 5e6), "crs", "EPSG:32633"),
+    "at the origin": Georef(Affine(1, 0, 0, 0, -1, 0), "crs", "EPSG:32633"),
+    "not flipped": Georef(Affine(1, 0, 0, 0, 1, 0), "crs", "EPSG:32633"),
     "transform without CRS": Georef(Affine(2, 0, 10, 0, -2, 20)),
     "nowhere": Georef.pixels(),
 }

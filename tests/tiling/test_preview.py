@@ -98,7 +98,7 @@ def test_values_that_are_not_a_displays_are_stretched(dtype: type) -> None:
 def test_red_green_and_blue_are_found_by_their_names(tmp_path: Path) -> None:
     bands = np.random.default_rng(0).integers(1, 255, (4, 60, 70), np.uint8)
     form = {"driver": "GTiff", "height": 60, "width": 70, "count": 4, "dtype": "uint8", "photometric": "minisblack"}
-    place = {"crs": "EPSG:32633", "transform": Affine(1, 0, 0, 0, -1, 0)}
+    place = {"crs": "EPSG:32633", "transform": Affine(1, 0, 5, 0, -1, 7)}
     with rasterio.open(tmp_path / "image.tif", "w", **form, **place) as file:
         file.write(bands)
         file.colorinterp = [ColorInterp.undefined] * 4

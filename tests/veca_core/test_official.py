@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,6 @@ def test_a_loaded_encoder_is_in_evaluation_mode(golden: Path) -> None:
 
 def test_a_budget_equals_a_bank_that_holds_nothing_but_its_prefix(golden: Path) -> None:
     encoder = load_official_encoder(golden / "official_tiny.pt")
-    from dataclasses import replace
-
     small = VecaEncoder(replace(encoder.config, cores=8)).eval()
     state = encoder.state_dict()
     state |= {name: state[name][:8] for name in ("bank.tokens", "bank.coordinates")}
