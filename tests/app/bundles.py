@@ -33,14 +33,14 @@ CLASSES = (
 
 def write_bundle(
     folder: Path,
-    image: Path,
+    path: Path,
     values: NDArray[np.uint8],
     classes: Sequence[LabelClass] = CLASSES,
     exports: Sequence[str] = ("areas", "preview"),
     **changed: Any,
 ) -> Bundle:
-    """The result for `image` with these class values (h, w); `changed` are fields of run.json."""
-    source = open_image(image)
+    """The result for `path` with these class values (h, w); `changed` are fields of run.json."""
+    source = open_image(path)
     view, size = View.open(source), Size(*values.shape)
     canvas = Canvas.create(
         folder / f"{LABELS}.partial", size=size, block=512, chunk=128, classes=classes, georef=view.georef,
@@ -50,12 +50,12 @@ def write_bundle(
         for box in canvas.blocks:
             canvas.write(box, np.ascontiguousarray(values[box.slices]))
         labels = canvas.publish(folder / LABELS)
-    outputs = [path.name for name in exports for path in EXPORTS[name](labels, folder, view, {"MODEL": "test"})]
+    outputs = [file.name for name in exports for file in EXPORTS[name](labels, folder, view, {"MODEL": "test"})]
     fields: dict[str, Any] = {
         "image": ImageRecord(
-            path=str(image), kind=source.kind, size=(view.size.height, view.size.width), bands=source.bands,
+            path=str(path), kind=source.kind, size=(view.size.height, view.size.width), bands=source.bands,
             dtype=str(source.dtype), spacing=str(view.spacing) if view.spacing else None,
-            fingerprint=image_fingerprint(str(image)),
+            fingerprint=image_fingerprint(str(path)),
         ),
         "model": ModelRecord(name="aerial-landcover", digest="9f" * 32),
         "plan": PlanRecord(
