@@ -29,6 +29,7 @@ SETTINGS: Final = {
     "client.showErrorLinks": "false",
     "logger.hideWelcomeMessage": "true",
     "theme.primaryColor": "#2a7f9e",
+    "theme.baseRadius": "small",
 }
 """Of Streamlit, whatever its user's own configuration says."""
 

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
             look = panels.look(scene.legend)
         left, right = st.columns([2, 1], gap="medium")
         with left:
-            panels.picture(scene, look)
+            panels.picture(scene, look, chosen.bundle.run)
         with right:
             panels.areas(chosen.bundle, scene.legend)
             panels.downloads(chosen.bundle)

@@ -39,7 +39,7 @@ class Look:
 
 def empty(folder: Path) -> None:
     """What a folder without results says."""
-    st.title("No results yet")
+    st.header("No results yet")
     st.markdown(f"There are no results in **{plain(str(folder))}**. This command makes some:")
     st.code(f"veca segment IMAGE --model aerial-landcover --out {shell_word(str(folder))}", language=None)
     st.markdown("Reload this page when it has finished.")
@@ -62,13 +62,13 @@ def choose(results: Sequence[Result]) -> Result:
 
 def damaged(result: Result) -> None:
     """What a damaged result says."""
-    st.title(plain(result.name))
+    st.header(plain(result.name))
     st.error(f"This result is damaged and cannot be shown. {plain(result.problem)}")
 
 
 def heading(result: Result, run: RunRecord) -> None:
     """Name, size, spacing and model; then what the user should know about this result."""
-    st.title(plain(result.name))
+    st.header(plain(result.name))
     height, width = run.grid.size
     facts = [f"{width:,} × {height:,} px", micro(run.grid.spacing or "pixel size unknown"), f"model {run.model.name}"]
     st.caption("  ·  ".join(plain(fact) for fact in facts))
@@ -94,7 +94,7 @@ def look(legend: Sequence[LegendEntry]) -> Look:
         entry
         for entry in legend
         if st.checkbox(
-            f"![]({render.swatch(entry.color)}) {plain(entry.name)}",
+            f"![]({render.swatch(entry.color)})\u2002{plain(entry.name)}",
             value=not entry.background,
             key=f"class {entry.value} {entry.name}",
             disabled=not visible,
@@ -103,13 +103,16 @@ def look(legend: Sequence[LegendEntry]) -> Look:
     return Look(percent / 100 if visible else 0.0, {entry.value: entry.color for entry in shown})
 
 
-def picture(shown: Scene, how: Look) -> bytes:
-    """The image under its mask; gives the PNG that is on the page."""
+def picture(shown: Scene, how: Look, run: RunRecord) -> bytes:
+    """The image under its mask, and how much smaller it is than the result; gives the PNG that is on the page."""
     if shown.note:
         st.info(plain(shown.note))
     painted = render.overlay(shown.rgb, shown.values, how.colors, how.opacity)
     png = render.png(render.enlarge(painted, *FRAME))
-    st.image(png, output_format="PNG")
+    st.image(png, output_format="PNG", alt="The image with the colours of its classes")
+    reduction = run.grid.size[1] / shown.values.shape[1]
+    if reduction > 1.05:
+        st.caption(f"The whole result, reduced {reduction:.1f} times to fit: what is smaller than that is not seen here.")
     return png
 
 
@@ -120,7 +123,6 @@ def areas(bundle: Bundle, legend: Sequence[LegendEntry]) -> list[AreaRow]:
     except USER_ERRORS as error:
         st.error(plain(str(error)))
         rows = []
-    st.subheader("Classes")
     st.markdown(area_table(rows, legend) if rows else legend_table(legend))
     return rows
 
@@ -151,12 +153,12 @@ def downloads(bundle: Bundle) -> None:
 def area_table(rows: Sequence[AreaRow], legend: Sequence[LegendEntry]) -> str:
     """Markdown: areas.csv in units that people read."""
     colors = {entry.value: entry.color for entry in legend}
-    unit, factor = area_unit(rows)
-    lines = [f"| | Class | Share | {f'{unit} |' if unit else ''} Pixels |", f"|:-:|:--|--:|{'--:|' if unit else ''}--:|"]
-    for row in rows:
+    unit, amounts = area_texts(rows)
+    lines = [f"| | Class | Share | {f'Area ({unit}) | ' if unit else ''}Pixels |", f"|:-:|:--|--:|{'--:|' * bool(unit)}--:|"]
+    for row, amount in zip(rows, amounts, strict=True):
         square = f"![]({render.swatch(colors[row.value])})" if row.value in colors else ""
-        area = f"{number(row.area * factor) if row.area is not None else ''} |" if unit else ""
-        lines.append(f"| {square} | {plain(row.name)} | {percent_text(row.share)} | {area} {row.pixels:,} |")
+        area = f"{amount} | " if unit else ""
+        lines.append(f"| {square} | {plain(row.name)} | {percent_text(row.share)} | {area}{row.pixels:,} |")
     return "\n".join(lines)
 
 
@@ -198,26 +200,25 @@ def image_facts(run: RunRecord) -> dict[str, str]:
     }
 
 
-def area_unit(rows: Sequence[AreaRow]) -> tuple[str, float]:
-    """The largest unit in which the largest area is at least a tenth, and its factor; ('', 1) where none is known."""
-    largest = max((row.area for row in rows if row.area is not None), default=None)
+def area_texts(rows: Sequence[AreaRow]) -> tuple[str, list[str]]:
+    """A unit that people read and each row's area in it, all with as many decimals; ('', empty texts) without areas.
+
+    The unit is the largest in which the largest area is at least a tenth; the smallest area keeps two digits, as far
+    as six decimals reach.
+    """
+    known = [row.area for row in rows if row.area]
     units = _AREA_UNITS.get(rows[0].unit or "") if rows else None
-    if largest is None or units is None:
-        return "", 1.0
-    return next(((name, factor) for name, factor in units if largest * factor >= 0.1), units[-1])
-
-
-def number(value: float) -> str:
-    """With four digits that count, and never rounded before the point."""
-    if value == 0:
-        return "0"
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    if not known or units is None:
+        return "", [""] * len(rows)
+    unit, factor = next(((name, factor) for name, factor in units if max(known) * factor >= 0.1), units[-1])
+    decimals = min(6, max(0, 1 - math.floor(math.log10(min(known) * factor))))
+    return unit, ["" if row.area is None else f"{row.area * factor:,.{decimals}f}" for row in rows]
 
 
 def percent_text(share: float | None) -> str:
     if share is None:
         return ""
-    return "<0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
+    return "<0.1\u00a0%" if 0 < share < 0.001 else f"{share * 100:.1f}\u00a0%"
 
 
 def bytes_text(size: int) -> str:
@@ -225,7 +226,7 @@ def bytes_text(size: int) -> str:
     value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+    return f"{value:.{0 if units[0] == 'bytes' else 1}f}\u00a0{units[0]}"
 
 
 def seconds_text(seconds: float) -> str:
@@ -255,5 +256,5 @@ def shell_word(text: str) -> str:
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading the image …")
-def _scene(_bundle: Bundle, _stamp: str) -> Scene:
+def _scene(_bundle: Bundle, stamp: str) -> Scene:  # noqa: ARG001 - the key under which it is kept
     return scene(_bundle, *FRAME)

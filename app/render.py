@@ -53,8 +53,8 @@ def swatch(color: Color) -> str:
     return "data:image/png;base64," + base64.b64encode(png(square)).decode()
 
 
-def icon() -> NDArray[np.uint8]:
-    """(32, 32, 3): the page's sign, a mask of four classes."""
+def icon() -> bytes:
+    """The page's sign as a PNG: a mask of four classes."""
     classes = np.array([[0, 0, 1, 1], [0, 2, 2, 1], [3, 2, 2, 1], [3, 3, 3, 1]])
     colors = np.array([[38, 70, 83], [42, 157, 143], [233, 196, 106], [231, 111, 81]], np.uint8)
-    return colors[classes].repeat(8, axis=0).repeat(8, axis=1)
+    return png(enlarge(colors[classes], 32, 32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -209,7 +210,8 @@ def _take_lock(path: Path) -> FileLock:
 
 def _give_back(lock: FileLock) -> None:
     if lock.is_locked:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows keeps the name of an open file: there the empty file stays
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -134,7 +134,7 @@ class Card(_Part):
         return next((s for s in self.scores if s.cores == cores), None)
 
 
-def parse_card(text: str, origin: str) -> Card:
+def parse_card(text: str | bytes, origin: str) -> Card:
     """A card from JSON; raises ModelError naming `origin` and the first thing that is wrong."""
     try:
         return Card.model_validate_json(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from veca_core.attention import Block
 from veca_core.config import VecaConfig
 from veca_core.cores import CoreBank, farthest_points
 from veca_core.stem import Stem, build_stem, pad_to_patch
+from veca_core.streaming import CHUNK, run_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +58,30 @@ class VecaEncoder(nn.Module):
         self.frequencies: Tensor
         self.initialise()
 
-    def forward(self, images: Tensor, cores: int | None = None) -> Tokens:
-        """Runs with the first `cores` of the bank, or all of it; raises ModelError for a budget it cannot run."""
+    def forward(self, images: Tensor, cores: int | None = None, chunk: int = CHUNK) -> Tokens:
+        """Runs with the first `cores` of the bank, or all of it; raises ModelError for a budget it cannot run.
+
+        Without gradients the blocks run in bounded memory, `chunk` tokens at a time, with the same result.
+        """
         budget = self.config.check_budget(cores)
         stemmed = self.stem(pad_to_patch(images, self.config.patch))
-        patches = stemmed.tokens  # (B, N, D)
+        patches = stemmed.tokens.contiguous()  # (B, N, D)
         bank, rho = self.bank(budget, len(patches))  # (B, C, D), (B, C, 2)
         patch_table = self.patch_table(stemmed.grid)
         for i, block in enumerate(self.blocks):
             if i > 0:
                 rho = rho + self.move_rates[i - 1] * self.moves[i - 1](bank)
             core_table = self.core_table(rho)
-            bank, patches = block(bank, patches, core_table, patch_table)
-        bank, patches = self.output(self.norm(bank)), self.output(self.norm(patches))
-        return Tokens(bank, patches, stemmed.grid, stemmed.skips)
+            if torch.is_grad_enabled():
+                bank, patches = block(bank, patches, core_table, patch_table)
+            else:
+                bank = run_block(cast(Block, block), bank, patches, core_table, patch_table, chunk)
+        return Tokens(self.finish(bank), self.finish(patches), stemmed.grid, stemmed.skips)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Final norm, and the output projection where there is one."""
+        out: Tensor = self.output(self.norm(tokens))
+        return out
 
     def core_table(self, rho: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (B, 1, C, head_dim / 2) where the cores lie now; the 1 is for the heads."""

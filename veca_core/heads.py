@@ -9,6 +9,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from veca_core.encoder import Tokens
+from veca_core.errors import ModelError
 from veca_core.stem import Stem
 
 
@@ -34,6 +35,8 @@ class UnetHead(nn.Module):
     def __init__(self, dim: int, classes: int, stem: Stem) -> None:
         super().__init__()
         steps = len(stem.skip_channels)
+        if not 1 <= steps <= len(self.WIDTHS):
+            raise ModelError(f"the head 'unet' needs a patch of 4 to 32 px, got one with {steps} finer levels below it")
         widths = self.WIDTHS[:steps]
         self.decoder = UnetDecoder(
             # The decoder drops the first entry (the image itself) and reads the rest from fine to coarse.

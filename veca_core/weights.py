@@ -57,7 +57,7 @@ def find_model(name: str | Path) -> Path:
 def load_card(name: str | Path) -> Card:
     """The card of a model, without its weights."""
     folder = find_model(name)
-    return parse_card((folder / CARD).read_text(encoding="utf-8"), str(folder / CARD))
+    return parse_card((folder / CARD).read_bytes(), str(folder / CARD))
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -196,8 +196,9 @@ def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], origin: str) ->
     try:
         network.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise ModelError(f"{origin}: the weights do not fit their sizes: {' '.join(lines[1:3])}") from error
+        problems = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        shown = problems if len(problems) <= 200 else f"{problems[:200]} ..."
+        raise ModelError(f"{origin}: the weights do not fit their sizes: {shown}") from error
 
 
 def _first_line(error: Exception) -> str:

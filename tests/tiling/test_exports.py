@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 import warnings
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +15,7 @@ import openslide
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 from affine import Affine
 from label_images import CLASSES, SLIDE, content, publish, random_labels
@@ -257,3 +260,50 @@ def test_what_a_killed_export_left_does_not_disturb_the_next(tmp_path: Path) -> 
     labels = publish(tmp_path, VALUES, georef=SLIDE)
     mask(labels, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"labels.zarr", "mask.tif"}
+
+
+@pytest.mark.parametrize("missing", [1, 40, 5_000, 60_000])
+def test_a_disk_that_fills_up_while_gdal_writes_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files, which Windows lacks")
+    labels = raster(tmp_path)
+    size = mask(labels, tmp_path).stat().st_size
+    old = content(tmp_path)
+    copy = rasterio.shutil.copy
+
+    def copy_to_a_full_disk(*names: Path, **options: Any) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, limits[1]))
+        try:
+            copy(*names, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr("rasterio.shutil.copy", copy_to_a_full_disk)
+    try:
+        with pytest.raises(OSError, match=r"mask\.tif: the mask could not be written .* is the disk full"):
+            mask(labels, tmp_path)
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    assert content(tmp_path) == old
+
+
+@pytest.mark.parametrize("kind", ["slide", "raster"])
+def test_names_and_tags_of_any_kind_are_written(tmp_path: Path, kind: str) -> None:
+    """As a file name of an old disk may be: bytes that are no text, line breaks, what XML cannot hold."""
+    place = {} if kind == "slide" else {"kind": kind, "georef": UTM}
+    labels = publish(tmp_path, VALUES, name="a\udce9b\n<c>\x00&", **place)
+    assert Labels.open(labels.path).name == "a\udce9b\n<c>\x00&"
+    for name, export in EXPORTS.items():
+        assert export(labels, tmp_path, None, {"input": "a\udce9b\n<c>\x00&"}), name
+    with tifffile.TiffFile(tmp_path / "mask.tif") as file:
+        assert not file.is_ome or ElementTree.fromstring(file.ome_metadata or "") is not None
+
+
+def test_labels_without_classes_are_exported(tmp_path: Path) -> None:
+    labels = publish(tmp_path, np.full((300, 200), NODATA, np.uint8), classes=())
+    for name, export in EXPORTS.items():
+        assert export(labels, tmp_path, None, {}), name
+    assert table(labels, tmp_path)[1:] == [["total", "", "0", ""], ["no data", "255", "60000", ""]]

@@ -10,11 +10,13 @@ from typing import Final
 import numpy as np
 import rasterio
 import rasterio.shutil
+import tifffile
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-from tiling.exports.files import replacing
+from tiling.exports.files import printable, replacing
 from tiling.exports.tiled_tiff import TILE, write_pyramid
 from tiling.labels import NODATA, Labels
 
@@ -32,16 +34,20 @@ def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a place has none to give
         draft = temporary.with_name("draft.tif")
         write_pyramid(draft, labels, nested=False, level=1, photometric="palette", colormap=_palette(labels))
-        _describe(draft, labels, tags)
-        rasterio.shutil.copy(
-            draft,
-            temporary,
-            driver="COG",
-            compress="DEFLATE",
-            blocksize=TILE,
-            bigtiff="IF_SAFER",
-            overviews="FORCE_USE_EXISTING",
-        )
+        try:
+            _describe(draft, labels, tags)
+            rasterio.shutil.copy(
+                draft,
+                temporary,
+                driver="COG",
+                compress="DEFLATE",
+                blocksize=TILE,
+                bigtiff="IF_SAFER",
+                overviews="FORCE_USE_EXISTING",
+            )
+            _check_complete(temporary, labels)
+        except (CPLE_BaseError, RasterioIOError, tifffile.TiffFileError) as error:
+            raise OSError(f"{path}: the mask could not be written ({error}); is the disk full?") from error
     return path
 
 
@@ -54,7 +60,19 @@ def _describe(path: Path, labels: Labels, tags: Mapping[str, str]) -> None:
             raster.crs = CRS.from_user_input(georef.crs)
         if not georef.transform.is_identity:
             raster.transform = georef.transform
-        raster.update_tags(**{f"class_{c.value}": c.name for c in labels.classes}, **tags)
+        texts = {f"class_{c.value}": c.name for c in labels.classes} | dict(tags)
+        raster.update_tags(**{key: printable(text) for key, text in texts.items()})
+
+
+def _check_complete(path: Path, labels: Labels) -> None:
+    """Raises RasterioIOError for a file that ends too early: GDAL does not report what fails while it closes a file."""
+    with rasterio.open(path) as raster:
+        described = raster.nodata == NODATA and (raster.crs is None) == (labels.georef.crs is None)
+    with tifffile.TiffFile(path) as tiff:
+        levels = [page.shape for page in tiff.pages]
+        end = max(o + n for page in tiff.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
+    if not described or levels != [array.shape for array in labels.levels] or end > path.stat().st_size:
+        raise RasterioIOError("the file is cut off")
 
 
 def _palette(labels: Labels) -> NDArray[np.uint16]:

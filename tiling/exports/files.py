@@ -9,6 +9,11 @@ from pathlib import Path
 from tiling.disk import flush, remove
 
 
+def printable(text: str) -> str:
+    """Without control characters and broken Unicode, as file names may hold them and XML, PNG and TIFF may not."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path of the same name, to be written; renames it to `path` on success and removes it otherwise.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from tiling.exports.files import replacing
+from tiling.exports.files import printable, replacing
 from tiling.exports.tiled_tiff import write_pyramid
 from tiling.georef import Spacing
 from tiling.labels import NODATA, Labels
@@ -31,7 +31,7 @@ def write_ome_tiff(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
 def ome_xml(labels: Labels, tags: Mapping[str, str]) -> bytes:
     """OME-XML 2016-06 of one plane: size, pixel size, and what the values mean. ASCII; no dates, no random ids."""
     ome = ElementTree.Element("OME", {"xmlns": _SCHEMA})
-    image = ElementTree.SubElement(ome, "Image", {"ID": "Image:0", "Name": _clean(labels.name)})
+    image = ElementTree.SubElement(ome, "Image", {"ID": "Image:0", "Name": printable(labels.name)})
     about = f"Segmentation mask: each pixel holds the value of its class; {NODATA} is no data."
     ElementTree.SubElement(image, "Description").text = about
     pixels = ElementTree.SubElement(image, "Pixels", _pixels(labels))
@@ -45,7 +45,7 @@ def ome_xml(labels: Labels, tags: Mapping[str, str]) -> bytes:
         annotation = ElementTree.SubElement(annotations, "MapAnnotation", {"ID": name, "Namespace": f"veca/{what}"})
         value = ElementTree.SubElement(annotation, "Value")
         for key, text in rows.items():
-            ElementTree.SubElement(value, "M", {"K": _clean(key)}).text = _clean(text)
+            ElementTree.SubElement(value, "M", {"K": printable(key)}).text = printable(text)
     document: bytes = ElementTree.tostring(ome, encoding="us-ascii", xml_declaration=True)
     return document
 
@@ -70,8 +70,3 @@ def _pixels(labels: Labels) -> dict[str, str]:
 def _physical(um: Spacing) -> dict[str, str]:
     """Micrometres: the schema's own unit, so none is written."""
     return {"PhysicalSizeX": repr(float(um.x)), "PhysicalSizeY": repr(float(um.y))}
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from tiling.exports.areas import areas
-from tiling.exports.files import replacing
+from tiling.exports.files import printable, replacing
 from tiling.exports.overlay import coarse_labels, hatched, overlay
 from tiling.exports.thumbnail import thumbnail
 from tiling.geometry import Size
@@ -51,7 +51,7 @@ def write_preview(labels: Labels, folder: Path, image: View | None, tags: Mappin
     """Writes preview.png, at most 1600 px wide; the tags go into its text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, text in tags.items():
-        info.add_itxt(key, text)
+        info.add_itxt(key, printable(text))
     with replacing(folder / "preview.png") as path:
         draw_preview(labels, image).save(path, pnginfo=info)
     return [folder / "preview.png"]
@@ -187,7 +187,7 @@ def _draw_legend(page: Image.Image, legend: Sequence[_Entry], columns: int, top:
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, color: str, room: float) -> float:
     """Writes one line, cut with an ellipsis where it needs more than `room` pixels; gives the x where it ends."""
-    text, font = " ".join(text.split()) if "\n" in text else text, _font(size)
+    text, font = printable(text), _font(size)
     while len(text) > 1 and font.getlength(text) > room:
         text = text[:-2].rstrip() + "…"
     draw.text(at, text, font=font, fill=color)

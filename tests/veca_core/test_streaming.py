@@ -1,0 +1,65 @@
+"""The encoder in bounded memory: the same result, whatever the chunk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from veca_core import VecaConfig, VecaEncoder
+from veca_core.streaming import CoreSoftmax, pieces
+
+CONFIG = VecaConfig(dim=48, layers=3, heads=3, cores=16)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 24, 10_000])
+def test_any_chunk_gives_what_the_whole_image_gives(chunk: int) -> None:
+    torch.manual_seed(0)
+    encoder = VecaEncoder(CONFIG).eval()
+    images = torch.randn(2, 3, 96, 64)
+    whole = encoder(images, cores=8)
+    with torch.no_grad():
+        streamed = encoder(images, cores=8, chunk=chunk)
+    torch.testing.assert_close(streamed.patches, whole.patches, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(streamed.cores, whole.cores, atol=1e-5, rtol=1e-5)
+
+
+def test_the_running_softmax_survives_scores_that_overflow() -> None:
+    queries, keys, values = (torch.randn(1, 2, n, 8) * scale for n, scale in ((3, 60.0), (40, 60.0), (40, 1.0)))
+    softmax = CoreSoftmax(queries)
+    for start in range(0, 40, 9):
+        softmax.fold(keys[:, :, start : start + 9], values[:, :, start : start + 9])
+    expected = torch.nn.functional.scaled_dot_product_attention(queries.double(), keys.double(), values.double())
+    torch.testing.assert_close(softmax.result(), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+@given(batch=st.integers(1, 5), count=st.integers(1, 40), chunk=st.integers(1, 60))
+@settings(deadline=None)
+def test_pieces_partition_the_tokens(batch: int, count: int, chunk: int) -> None:
+    parts = pieces(torch.empty(batch, count, 1), chunk)
+    covered = [i for part in parts for i in range(part.start, part.stop)]
+    assert covered == list(range(count))
+    assert all((part.stop - part.start) * batch <= max(chunk, batch) for part in parts)
+
+
+def test_no_tensor_grows_with_patches_times_cores() -> None:
+    """Beyond the token state itself, what a pass makes depends on the chunk and not on the image."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                Largest.size = max(Largest.size, out.numel())
+            return out
+
+    encoder = VecaEncoder(CONFIG).eval()
+    with torch.no_grad(), Largest():
+        encoder(torch.zeros(1, 3, 512, 512), chunk=64)  # 1,024 patches
+    state = 1024 * CONFIG.dim
+    pixels = 3 * 512 * 512
+    assert max(state, pixels) >= Largest.size
