@@ -24,8 +24,8 @@ CHUNK: Final = 512
 BLOCKS: Final = (2048, 1024, 512)
 SLACK: Final = 1.1
 """Allowance over the counted bytes for what the allocator keeps."""
-RUNTIME: Final = 750 * 2**20
-"""Resident bytes of the program itself, its libraries and the decoded tiles that readers keep."""
+READING: Final = 160 * 2**20
+"""Bytes for decoded tiles, the tissue search and the block that is being written."""
 GPU_BATCHES: Final = (16, 8, 4, 2, 1)
 UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -94,13 +94,13 @@ def predict(
 ) -> int:
     """Expected peak bytes: on a GPU of the device's memory, on a CPU of the whole process."""
     height, width = (min(window, _round_up(side, network.patch)) for side in (image.height, image.width))
-    forward = int(SLACK * (network.weights + forward_bytes(network, height, width, batch, cores)))
+    forward = int(SLACK * forward_bytes(network, height, width, batch, cores))
     if device.type != "cpu":
-        return forward
+        return network.weights + forward
     stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
     # Windows that reach into the next row of blocks wait for it, all along the image.
     waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
-    return forward + RUNTIME + stitch + min(CARRY, waiting)
+    return resident() + READING + forward + stitch + min(CARRY, waiting)
 
 
 def choose_device(name: str) -> torch.device:
@@ -144,6 +144,11 @@ def describe(plan: Plan) -> str:
         f"{plan.device} {plan.precision}; expects {format_bytes(plan.predicted)} of {format_bytes(plan.memory)} "
         f"({plan.reason})"
     )
+
+
+def resident() -> int:
+    """Bytes that this process holds now, its libraries and the loaded model among them."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _cgroup_free() -> int:

@@ -1,0 +1,91 @@
+"""Predicted memory against what a process really used, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from networks import LITE, card, network
+
+from veca_core import preset
+from veca_core.memory import forward_bytes, stitch_bytes
+from veca_core.model import network_size
+
+ROOT = Path(__file__).parents[2]
+PASSES = [("patch", "linear", "small", 512), ("patch", "linear", "small", 1024), (LITE, "unet", "tiny", 512),
+          (LITE, "unet", "tiny", 1024)]  # fmt: skip
+MEASURE = """
+import json, os, resource, sys
+import torch
+from veca_core import build, preset
+from veca_core.card import Architecture, Bands
+from veca_core.memory import forward_bytes
+from veca_core.model import network_size
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def run(stem, head, name, side):
+    fields = {key: getattr(preset(name), key) for key in preset(name).__dataclass_fields__}
+    bands = Bands(names=("r", "g", "b"), mean=(0, 0, 0), std=(1, 1, 1))
+    model = build(Architecture(encoder=fields, stem=stem, head=head), bands, 5).eval()
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        before = peak()
+        model(torch.zeros(1, 3, side, side, dtype=torch.uint8)).softmax(dim=1)
+    return peak() - before, forward_bytes(network_size(model), side, side, 1, 64)
+
+torch.set_num_threads(1)
+for line in json.loads(sys.argv[1]):
+    # A fresh copy of this process for each, whose peak starts at what it holds now; it shares the imports.
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, json.dumps(run(*line)).encode())
+        os._exit(0)
+    os.wait()
+    print(os.read(reading, 1000).decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork: processes cannot share their imports here")
+def test_the_predicted_peak_is_close_to_the_measured_one() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(PASSES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(figures) == len(PASSES)
+    for (stem, head, name, side), (measured, predicted) in zip(PASSES, figures, strict=True):
+        said = f"{stem} {head} {name} at {side} px: measured {measured >> 20} MiB, predicted {predicted >> 20} MiB"
+        sys.stdout.write(said + "\n")
+        assert predicted >= 0.85 * measured - (24 << 20), said
+        assert predicted <= 1.6 * measured, said
+
+
+def test_the_prediction_grows_with_everything_that_costs_memory() -> None:
+    size = network_size(network(card(LITE, "unet")))
+    least = forward_bytes(size, 256, 256, 1, 8)
+    assert forward_bytes(size, 512, 256, 1, 8) > 1.9 * least
+    assert forward_bytes(size, 256, 512, 1, 8) == forward_bytes(size, 512, 256, 1, 8)
+    assert forward_bytes(size, 256, 256, 4, 8) == 4 * least
+    assert forward_bytes(size, 256, 256, 1, 24) >= least
+    assert stitch_bytes(5, 1024**2, 512**2) > stitch_bytes(5, 512**2, 512**2) > stitch_bytes(2, 512**2, 512**2)
+
+
+@pytest.mark.parametrize(("stem", "head"), [("patch", "linear"), (LITE, "unet")])
+def test_the_size_of_a_network_is_that_of_its_parts(stem: str, head: str) -> None:
+    model = network(card(stem, head, bands=4, classes=6))
+    size = network_size(model)
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert (size.dim, size.patch, size.bands, size.classes) == (48, 16, 4, 6)
+    assert size.weights == 4 * size.parameters
+    assert next(model.parameters()).device.type == "cpu", "measuring leaves the network where it is"
+
+
+def test_the_planned_size_of_a_preset_is_close_to_its_published_one() -> None:
+    # arXiv 2605.12491 names its models after the ViTs of the same width and depth: 21, 29, 86 and 304 million.
+    for name, millions in {"small": 21, "splus": 29, "base": 86, "large": 304}.items():
+        config = preset(name)
+        per_layer = 4 * config.dim**2 + 3 * config.dim * config.hidden
+        assert per_layer * config.layers / 1e6 == pytest.approx(millions, rel=0.08)
