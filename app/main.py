@@ -25,18 +25,25 @@ def main(folder: Path) -> None:
         panels.damaged(chosen)
         return
 
-    panels.heading(chosen, chosen.bundle.run)
-    scene = panels.load(chosen.bundle)
+    bundle = chosen.bundle
+    panels.heading(chosen, bundle.run)
+    areas = panels.areas(bundle)
+    scene = panels.load(bundle)
     if scene is not None:
         with st.sidebar:
-            look = panels.look(scene.legend)
-        left, right = st.columns([2, 1], gap="medium")
-        with left:
-            panels.picture(scene, look, chosen.bundle.run)
-        with right:
-            panels.areas(chosen.bundle, scene.legend)
-            panels.downloads(chosen.bundle)
-    panels.story(chosen.bundle.run)
+            look = panels.look(scene)
+        wide, narrow = st.columns([3, 1], gap="medium")
+        with wide:
+            panels.picture(scene, look, bundle.run)
+        with narrow:
+            panels.legend(scene.legend, areas)
+
+    wide, narrow = st.columns([3, 1], gap="medium")
+    with wide:
+        panels.area_table(areas)
+    with narrow:
+        panels.downloads(bundle)
+    panels.story(bundle.run)
 
 
 if __name__ == "__main__":

@@ -85,22 +85,21 @@ def load(bundle: Bundle) -> Scene | None:
         return None
 
 
-def look(legend: Sequence[LegendEntry]) -> Look:
-    """Mask on or off, its opacity, and a switch for each class."""
+def look(shown: Scene) -> Look:
+    """Mask on or off, its opacity, and a switch for each class. Without an image the mask is opaque."""
     visible = st.toggle("Show mask", value=True, key="mask")
-    percent = st.slider("Opacity", 0, 100, 45, format="%d %%", key="opacity", disabled=not visible)
+    alone = shown.rgb is None
+    percent = st.slider("Opacity", 0, 100, 45, format="%d %%", key="opacity", disabled=alone or not visible)
     st.caption("Classes")
-    shown = [
+    wanted = [
         entry
-        for entry in legend
+        for entry in shown.legend
         if st.checkbox(
-            f"![]({render.swatch(entry.color)})\u2002{plain(entry.name)}",
-            value=not entry.background,
-            key=f"class {entry.value} {entry.name}",
-            disabled=not visible,
+            named(entry), value=not entry.background, key=f"class {entry.value} {entry.name}", disabled=not visible
         )
     ]
-    return Look(percent / 100 if visible else 0.0, {entry.value: entry.color for entry in shown})
+    opacity = 1.0 if alone else percent / 100
+    return Look(opacity if visible else 0.0, {entry.value: entry.color for entry in wanted})
 
 
 def picture(shown: Scene, how: Look, run: RunRecord) -> bytes:
@@ -116,15 +115,34 @@ def picture(shown: Scene, how: Look, run: RunRecord) -> bytes:
     return png
 
 
-def areas(bundle: Bundle, legend: Sequence[LegendEntry]) -> list[AreaRow]:
-    """Legend and areas in one table: colour, class, share, area, pixels; gives the rows."""
+def areas(bundle: Bundle) -> list[AreaRow]:
+    """The rows of areas.csv; none, with the reason on the page, where it is damaged."""
     try:
-        rows = read_areas(bundle)
-    except USER_ERRORS as error:
+        return read_areas(bundle)
+    except (*USER_ERRORS, OSError) as error:
         st.error(plain(str(error)))
-        rows = []
-    st.markdown(area_table(rows, legend) if rows else legend_table(legend))
-    return rows
+        return []
+
+
+def legend(entries: Sequence[LegendEntry], rows: Sequence[AreaRow]) -> str:
+    """Colours, names and shares; gives the Markdown that is on the page."""
+    shares = {row.value: percent_text(row.share) for row in rows}
+    lines = [f"| {named(entry)} | {shares.get(entry.value, '')} |" for entry in entries]
+    text = "\n".join([f"| Class | {'Share' if shares else ''} |", "|:--|--:|", *lines])
+    st.markdown(text)
+    return text
+
+
+def area_table(rows: Sequence[AreaRow]) -> str:
+    """areas.csv in units that people read; gives the Markdown that is on the page."""
+    unit, amounts = area_texts(rows)
+    lines = [f"| Class | Share | {f'Area ({unit}) | ' if unit else ''}Pixels |", f"|:--|--:|{'--:|' * bool(unit)}--:|"]
+    for row, amount in zip(rows, amounts, strict=True):
+        area = f"{amount} | " if unit else ""
+        lines.append(f"| {plain(row.name)} | {percent_text(row.share)} | {area}{row.pixels:,} |")
+    text = "\n".join(lines)
+    st.markdown(text)
+    return text
 
 
 def story(run: RunRecord) -> None:
@@ -150,24 +168,6 @@ def downloads(bundle: Bundle) -> None:
             st.code(str(path), language=None)
 
 
-def area_table(rows: Sequence[AreaRow], legend: Sequence[LegendEntry]) -> str:
-    """Markdown: areas.csv in units that people read."""
-    colors = {entry.value: entry.color for entry in legend}
-    unit, amounts = area_texts(rows)
-    lines = [f"| | Class | Share | {f'Area ({unit}) | ' if unit else ''}Pixels |", f"|:-:|:--|--:|{'--:|' * bool(unit)}--:|"]
-    for row, amount in zip(rows, amounts, strict=True):
-        square = f"![]({render.swatch(colors[row.value])})" if row.value in colors else ""
-        area = f"{amount} | " if unit else ""
-        lines.append(f"| {square} | {plain(row.name)} | {percent_text(row.share)} | {area}{row.pixels:,} |")
-    return "\n".join(lines)
-
-
-def legend_table(legend: Sequence[LegendEntry]) -> str:
-    """Markdown: the classes alone, for a result without areas.csv."""
-    rows = [f"| ![]({render.swatch(entry.color)}) | {plain(entry.name)} |" for entry in legend]
-    return "\n".join(["| | Class |", "|:-:|:--|", *rows])
-
-
 def made_by(run: RunRecord) -> dict[str, str]:
     plan = run.plan
     return {
@@ -175,7 +175,7 @@ def made_by(run: RunRecord) -> dict[str, str]:
         "Attention cores": f"{plan.cores}",
         "Window": f"{plan.window:,} px, overlapping by {plan.overlap:,} px",
         "Device": f"{plan.device}, {plan.precision}, {plan.batch} at a time",
-        "Why so": plan.reason,
+        "Why this plan": plan.reason,
     }
 
 
@@ -237,6 +237,11 @@ def seconds_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def named(entry: LegendEntry) -> str:
+    """Markdown: a class's colour and name."""
+    return f"![]({render.swatch(entry.color)})\u2002{plain(entry.name)}"
 
 
 def micro(text: str) -> str:

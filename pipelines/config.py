@@ -112,7 +112,10 @@ class TrainRecipe(_Part):
     licence: str = ""
     source: str = ""
     """Where the data came from, for the card."""
+    recipe: str = ""
+    """The command that makes the model, for the card."""
     limits: tuple[str, ...] = ()
+    """What it cannot do, in plain words, for the card."""
 
     @model_validator(mode="after")
     def _useful(self) -> TrainRecipe:

@@ -311,6 +311,7 @@ def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig) -> Card:
         validation="held back: " + (", ".join(recipe.data.validate_on) or "a fifth of the groups"),
         data=recipe.source + started.get(str(recipe.network.pretrained), ""),
         licence=recipe.licence,
+        recipe=recipe.recipe,
         limits=recipe.limits,
     )
 
