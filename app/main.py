@@ -39,8 +39,9 @@ def main(folder: Path) -> None:
             panels.legend(scene.legend, areas)
 
     wide, narrow = st.columns([3, 1], gap="medium")
-    with wide:
-        panels.area_table(areas)
+    if areas:
+        with wide:
+            panels.area_table(areas)
     with narrow:
         panels.downloads(bundle)
     panels.story(bundle.run)

@@ -51,11 +51,16 @@ def choose(results: Sequence[Result]) -> Result:
     names = list(problems)
     if len(names) > MANY:
         wanted = st.text_input("Filter", placeholder="part of a name", key="filter").strip().lower()
-        names = [name for name in names if wanted in name.lower()] or names
-        st.caption(f"{len(names)} of {len(problems)} results")
+        found = [name for name in names if wanted in name.lower()]
+        st.caption(f"{len(found)} of {len(names)} results" if found else "No name has this part: here are all results.")
+        names = found or names
     first = next((i for i, name in enumerate(names) if not problems[name]), 0)
     name = st.selectbox(
-        "Result", names, index=first, format_func=lambda name: f"{name} (damaged)" if problems[name] else name
+        "Result",
+        names,
+        index=first,
+        format_func=lambda name: f"{name} (damaged)" if problems.get(name) else name,
+        key="result",
     )
     return next(result for result in results if result.name == name)
 
@@ -111,7 +116,7 @@ def picture(shown: Scene, how: Look, run: RunRecord) -> bytes:
     st.image(png, output_format="PNG", alt="The image with the colours of its classes")
     reduction = run.grid.size[1] / shown.values.shape[1]
     if reduction > 1.05:
-        st.caption(f"The whole result, reduced {reduction:.1f} times to fit: what is smaller than that is not seen here.")
+        st.caption(f"The whole result, reduced {reduction:.1f} times to fit: smaller things are not seen here.")
     return png
 
 
@@ -193,7 +198,8 @@ def image_facts(run: RunRecord) -> dict[str, str]:
     height, width = run.image.size
     return {
         "Image": run.image.path,
-        "Size": f"{width:,} × {height:,} px, {len(run.image.bands)} bands ({', '.join(run.image.bands)}), {run.image.dtype}",
+        "Size": f"{width:,} × {height:,} px",
+        "Bands": f"{', '.join(run.image.bands)}; {run.image.dtype}",
         "Pixel size": micro(run.image.spacing or "not stated in the file"),
         "How it was read": micro(run.grid.note),
         "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),

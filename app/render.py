@@ -48,7 +48,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 def swatch(color: Color) -> str:
     """A small square of one colour with a thin frame, as a data URI."""
-    square = np.full((32, 32, 3), 128, np.uint8)
+    square = np.full((16, 16, 3), 128, np.uint8)
     square[1:-1, 1:-1] = color
     return "data:image/png;base64," + base64.b64encode(png(square)).decode()
 

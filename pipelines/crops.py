@@ -13,16 +13,24 @@ from torch.utils.data import Dataset
 from pipelines.augment import Augment
 from pipelines.scenes import IGNORE, INDEX_STRIDE, Scene
 from tiling import Box
+from tiling.validity import filled
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """An endless list of augmented crops: item i depends on the seed and on i alone, so a run resumes anywhere."""
 
     def __init__(
-        self, scenes: Sequence[Scene], lookup: NDArray[np.uint8], augment: Augment, balance: float, seed: int
+        self,
+        scenes: Sequence[Scene],
+        lookup: NDArray[np.uint8],
+        fill: Sequence[float],
+        augment: Augment,
+        balance: float,
+        seed: int,
     ) -> None:
         self.scenes = scenes
         self.lookup = lookup
+        self.fill = fill
         self.augment = augment
         self.balance = balance
         self.seed = seed
@@ -35,7 +43,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng((self.seed, index))
         scene, y, x = self._draw_centre(rng)
         side = self.augment.draw_side(rng)
-        image, mask = read_padded(self.scenes[scene], self.lookup, y - side // 2, x - side // 2, side)
+        image, mask = read_padded(self.scenes[scene], self.lookup, self.fill, y - side // 2, x - side // 2, side)
         return self.augment(image, mask, rng)
 
     def _draw_centre(self, rng: np.random.Generator) -> tuple[int, int, int]:
@@ -53,9 +61,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def read_padded(
-    scene: Scene, lookup: NDArray[np.uint8], top: int, left: int, side: int
+    scene: Scene, lookup: NDArray[np.uint8], fill: Sequence[float], top: int, left: int, side: int
 ) -> tuple[NDArray[np.generic], NDArray[np.uint8]]:
-    """A square that touches the scene: (side, side, bands) mirrored beyond the edges, and classes, IGNORE there."""
+    """A square that touches the scene: (side, side, bands) mirrored beyond the edges, and classes, IGNORE there.
+
+    Pixels without data hold `fill`, one value a band.
+    """
     size = scene.image.levels[0].size
     inside = Box(top, left, side, side).intersect(size.box)
     assert inside is not None, "crops are centred on a pixel of the scene"
@@ -63,7 +74,8 @@ def read_padded(
         (inside.y - top, top + side - inside.bottom),
         (inside.x - left, left + side - inside.right),
     )
-    image = np.pad(scene.image.read(inside), (*margins, (0, 0)), mode="symmetric")
+    pixels = filled(scene.image.read(inside), scene.image.valid(inside), fill)
+    image = np.pad(pixels, (*margins, (0, 0)), mode="symmetric")
     mask = np.pad(scene.targets(inside, lookup), margins, constant_values=IGNORE)
     return image, mask
 

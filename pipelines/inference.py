@@ -74,12 +74,13 @@ class Predictor:
         """Each window in turn, with the part of it that is known and that part's probabilities (classes, h, w)."""
         waiting: list[tuple[Box, NDArray[Any] | tuple[Box, NDArray[np.float32]]]] = []
         unread = 0
+        fill = self.network.mean.flatten().tolist()
         for window in windows:
             known = carry.take(window, block) if carry is not None else None
             if known is not None:
                 waiting.append((window, known))
                 continue
-            pixels, valid = view.window(window)
+            pixels, valid = view.window(window, fill)
             if valid.any():
                 waiting.append((window, pixels))
                 unread += 1

@@ -137,7 +137,7 @@ class Run:
         """The batches that are still to do, each the same whenever the run was stopped."""
         schedule = self.recipe.schedule
         augment = Augment(self.recipe.augment, schedule.crop)
-        crops = Crops(self.split.train, self.lookup, augment, schedule.balance, schedule.seed)
+        crops = Crops(self.split.train, self.lookup, self.card.bands.mean, augment, schedule.balance, schedule.seed)
         todo = range(self.step * schedule.batch, schedule.steps * schedule.batch)
         return iter(DataLoader(crops, schedule.batch, sampler=todo, collate_fn=collate))
 

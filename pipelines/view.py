@@ -133,7 +133,7 @@ def _find_runs(root: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=4096)
-def _result(root: Path, folder: Path, _changed: str) -> Result:
+def _result(root: Path, folder: Path, _state: str) -> Result:
     name = folder.relative_to(root).as_posix() if folder != root else root.name
     try:
         outside = next((path for path in sorted(folder.iterdir()) if not path.resolve().is_relative_to(root)), None)

@@ -21,10 +21,10 @@ def linear(length: int, overlap: int) -> NDArray[np.float32]:
 
 
 def gaussian(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
-    """(length,) a bell of sigma length / 8 around the middle, never below 0.001: MONAI's importance map."""
+    """(length,) a bell of sigma length / 8 around the middle, as in MONAI's importance map."""
     x = np.arange(length) - (length - 1) / 2
     bell: NDArray[np.float64] = np.exp(-(x**2) / (2 * (length / 8) ** 2))
-    return bell.clip(1e-3).astype(np.float32)
+    return bell.astype(np.float32)
 
 
 def constant(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 - every profile is called alike
@@ -33,6 +33,8 @@ def constant(length: int, overlap: int) -> NDArray[np.float32]:  # noqa: ARG001 
 
 
 TAPERS: Final[dict[str, Profile]] = {"linear": linear, "gaussian": gaussian, "constant": constant}
+LEAST: Final = 1e-3
+"""Smallest weight of a bell's pixel, as in MONAI: both sides together, so that corners count a little."""
 
 
 def taper(window: Size, overlap: int, profile: str = "linear") -> NDArray[np.float32]:
@@ -40,7 +42,8 @@ def taper(window: Size, overlap: int, profile: str = "linear") -> NDArray[np.flo
     if profile not in TAPERS:
         raise ValueError(f"there is no taper {profile!r}; the tapers are {', '.join(TAPERS)}")
     along = TAPERS[profile]
-    return np.outer(along(window.height, overlap), along(window.width, overlap))
+    weights = np.outer(along(window.height, overlap), along(window.width, overlap))
+    return weights.clip(LEAST) if profile == "gaussian" else weights
 
 
 class Stitcher:

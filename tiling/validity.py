@@ -44,6 +44,16 @@ def combine(*masks: Mask | None) -> Mask:
     return np.asarray(np.logical_and.reduce(known))
 
 
+def filled(pixels: NDArray[Any], valid: Mask, values: Sequence[float]) -> NDArray[Any]:
+    """(H, W, bands) with one value a band, rounded for integers, where a pixel is no data; itself where all is data."""
+    if valid.all():
+        return pixels
+    stand_in = np.asarray(values, dtype=np.float64)
+    if pixels.dtype.kind != "f":
+        stand_in = stand_in.round()
+    return np.where(valid[..., None], pixels, stand_in.astype(pixels.dtype))
+
+
 def _as(dtype: np.dtype[Any], value: float) -> Any:
     """The value as the file's dtype holds it: nodata is written as a double, pixels may be float32."""
     if dtype.kind == "f":

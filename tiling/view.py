@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from tiling.geometry import Box, Size
 from tiling.georef import Georef, Spacing
 from tiling.resample import Taps, resample, resample_masked, to_dtype
 from tiling.source import Source
+from tiling.validity import filled
 
 TOLERANCE: Final = 1.1
 """A level whose pixels are within this factor of the wanted size is read as it is."""
@@ -88,10 +90,11 @@ class View:
         self._check_inside(box)
         return self._valid(box) if self.resampled else self.source.valid(box, self.level)
 
-    def window(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def window(self, box: Box, fill: Sequence[float] | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Pixels (H, W, bands) and validity (H, W) of a box that may leave the view, but must touch it.
 
-        Outside, pixels mirror the image at its edge (NumPy's 'symmetric') and are never valid.
+        Outside, pixels mirror the image at its edge (NumPy's 'symmetric') and are never valid. With `fill`, one value a
+        band, pixels without data hold that, so that a -9999 or a NaN never reaches a network.
         """
         if self.size.box.intersect(box) is None:
             raise ImageError(f"{self.source.path}: {box} does not touch the image, which is {self.size}")
@@ -99,6 +102,8 @@ class View:
         columns, inside_columns = _mirror(box.x, box.right, self.size.width)
         core = Box.between(int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
         pixels, valid = self._pixels(core) if self.resampled else (self.read(core), self.valid(core))
+        if fill is not None:
+            pixels = filled(pixels, valid, fill)
         if core != box:
             where = np.ix_(rows - core.y, columns - core.x)
             pixels, valid = pixels[where], valid[where] & (inside_rows[:, None] & inside_columns)

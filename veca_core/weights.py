@@ -121,9 +121,9 @@ def load_official_encoder(path: str | Path) -> VecaEncoder:
         raise ModelError(f"there is no file {path}") from error
     except Exception as error:  # what torch's decoder raises depends on the bytes
         # Its own words for an UnpicklingError tell how to run the code that it refused.
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
         raise ModelError(
-            f"{path} is no torch checkpoint of tensors and plain values, or it is damaged{reason}; nothing in it was run"
+            f"{path} is no torch checkpoint of tensors and plain values, or is damaged{why}; nothing in it was run"
         ) from error
     if not (isinstance(checkpoint, dict) and {"student", "config"} <= checkpoint.keys()):
         raise ModelError(f"{path} is no VECA checkpoint: expected a dict with 'student' and 'config'")
@@ -133,9 +133,8 @@ def load_official_encoder(path: str | Path) -> VecaEncoder:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ModelError(
-            f"{path}: its config or weights are not those of a VECA checkpoint ({type(error).__name__}: {_first_line(error)})"
-        ) from error
+        why = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"{path}: its config or weights are not those of a VECA checkpoint ({why})") from error
     _fill(encoder, state, str(path))
     return encoder.eval()
 

@@ -25,19 +25,22 @@ VALUES = random_labels(1300, 700, smooth=5)
 UTM = pyproj.CRS.from_epsg(32633).to_wkt()
 
 
-def test_labels_read_back_as_they_were_written(tmp_path: Path) -> None:
-    labels = publish(tmp_path, VALUES)
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Labels:
+    return publish(tmp_path_factory.mktemp("labels"), VALUES)
+
+
+def test_labels_read_back_as_they_were_written(labels: Labels) -> None:
     assert (labels.name, labels.kind, labels.fingerprint) == ("slide 1", "slide", "abc")
     assert (labels.size, labels.georef, labels.classes) == (Size(1300, 700), SLIDE, CLASSES)
     np.testing.assert_array_equal(labels.read(labels.size.box), VALUES)
     box = Box(1201, 33, 99, 500)
     np.testing.assert_array_equal(labels.read(box), VALUES[box.slices])
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "labels.zarr" / "0", mode="r")[:], VALUES)
+    np.testing.assert_array_equal(zarr.open_array(labels.path / "0", mode="r")[:], VALUES)
     assert labels.read(Box(325 - 1, 0, 1, 175), level=2).shape == (1, 175)
 
 
-def test_the_reader_of_ome_zarr_finds_levels_names_and_colours(tmp_path: Path) -> None:
-    labels = publish(tmp_path, VALUES)
+def test_the_reader_of_ome_zarr_finds_levels_names_and_colours(labels: Labels) -> None:
     location = parse_url(labels.path, mode="r")
     assert location is not None
     (node,) = list(Reader(location)())
@@ -64,8 +67,7 @@ def test_the_metadata_are_valid_ome_zarr(tmp_path: Path, georef: Georef) -> None
     assert [axis.unit for axis in model.attributes.ome.multiscales[0].axes] == [unit, unit]
 
 
-def test_levels_align_at_the_middle_of_their_pixels(tmp_path: Path) -> None:
-    labels = publish(tmp_path, VALUES)
+def test_levels_align_at_the_middle_of_their_pixels(labels: Labels) -> None:
     datasets = zarr.open_group(labels.path, mode="r").attrs.asdict()["ome"]["multiscales"][0]["datasets"]
     for k, dataset in enumerate(datasets):
         scale, translation = (step[step["type"]] for step in dataset["coordinateTransformations"])
@@ -86,15 +88,14 @@ def test_a_place_in_the_world_survives_exactly(tmp_path: Path, georef: Georef) -
     assert publish(tmp_path, VALUES, georef=georef, kind="raster").georef == georef
 
 
-def test_labels_travel_to_other_processes(tmp_path: Path) -> None:
-    labels = publish(tmp_path, VALUES)
+def test_labels_travel_to_other_processes(labels: Labels) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(labels)).read(labels.size.box), VALUES)
 
 
 @pytest.mark.parametrize(("box", "level"), [(Box(0, 0, 1301, 1), 0), (Box(-1, 0, 2, 2), 0), (Box(0, 0, 1, 1), 3)])
-def test_a_box_that_leaves_the_labels_is_refused(tmp_path: Path, box: Box, level: int) -> None:
+def test_a_box_that_leaves_the_labels_is_refused(labels: Labels, box: Box, level: int) -> None:
     with pytest.raises(ImageError, match="level"):
-        publish(tmp_path, VALUES).read(box, level)
+        labels.read(box, level)
 
 
 def test_what_is_no_finished_label_image_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -126,8 +127,7 @@ def test_classes_that_share_a_value_are_refused(tmp_path: Path) -> None:
     assert not content(tmp_path)
 
 
-def test_nothing_in_the_description_tells_the_time(tmp_path: Path) -> None:
-    labels = publish(tmp_path, VALUES)
+def test_nothing_in_the_description_tells_the_time(labels: Labels) -> None:
     description = json.loads((labels.path / "zarr.json").read_text())
     assert set(description["attributes"]) == {"ome", "veca"}
     assert set(description["attributes"]["veca"]) == {

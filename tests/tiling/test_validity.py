@@ -44,3 +44,13 @@ def test_numbers_are_finite_and_integers_always_are() -> None:
 
 def test_only_full_transparency_is_no_data() -> None:
     assert validity.opaque(np.array([[0, 1, 255]], np.uint8)).tolist() == [[False, True, True]]
+
+
+def test_filled_replaces_what_is_no_data_and_nothing_else() -> None:
+    pixels = np.array([[[1.0, 2.0], [np.nan, -9999.0]]], dtype=np.float32)
+    valid = np.array([[True, False]])
+    assert validity.filled(pixels, valid, (7.25, 8.0)).tolist() == [[[1.0, 2.0], [7.25, 8.0]]]
+    assert validity.filled(pixels, np.array([[True, True]]), (0, 0)) is pixels
+    whole = validity.filled(np.zeros((1, 2, 1), np.uint8), valid, (126.6,))
+    assert whole.dtype == np.uint8
+    assert whole.tolist() == [[[0], [127]]]

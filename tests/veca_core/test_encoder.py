@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -109,7 +110,7 @@ class Largest(TorchDispatchMode):
         self.numel = 0
         self.seen: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
@@ -141,7 +142,7 @@ def test_farthest_points_spread_and_so_does_every_prefix() -> None:
     points = farthest_points(64)
     assert points.abs().max() <= 0.95
     gaps = [torch.pdist(points[:count]).min() for count in range(2, 65)]
-    assert all(later <= earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(gaps))
     assert gaps[-1] > 0.1
 
 
@@ -178,7 +179,8 @@ def test_sizes_that_make_no_network_are_refused(changed: dict[str, Any], reason:
 
 
 def test_presets_are_those_of_the_paper() -> None:
-    sizes = {name: (c.layers, c.dim, c.heads, c.mlp_ratio) for name in ("small", "splus", "base", "large") for c in [preset(name)]}
+    published = {name: preset(name) for name in ("small", "splus", "base", "large")}
+    sizes = {name: (c.layers, c.dim, c.heads, c.mlp_ratio) for name, c in published.items()}
     assert sizes == {
         "small": (12, 384, 6, 2.66667),
         "splus": (12, 384, 6, 4.0),

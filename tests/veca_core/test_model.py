@@ -31,7 +31,9 @@ def test_logits_have_the_size_of_the_input(stem: str, head: str, height: int, wi
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize(("stem", "head", "patch"), [("patch", "unet", 8), ("patch", "unet", 4), ("patch", "linear", 14), (LITE, "unet", 32)])
+@pytest.mark.parametrize(
+    ("stem", "head", "patch"), [("patch", "unet", 8), ("patch", "unet", 4), ("patch", "linear", 14), (LITE, "unet", 32)]
+)
 def test_other_patches_work_too(stem: str, head: str, patch: int) -> None:
     with torch.no_grad():
         assert network(card(stem, head, bands=5, patch=patch))(pixels(50, 70, 5), 8).shape == (1, 4, 50, 70)
@@ -162,7 +164,8 @@ def test_damage_is_refused_or_harmless_but_never_breaks(
     before = (folder / name).read_bytes()
     content = bytearray(before)
     start = int(place * (len(content) - 1))
-    content[start:] = b"" if cut else bytes(255 - b for b in content[start : start + length]) + content[start + length :]
+    damaged = bytes(255 - b for b in content[start : start + length])
+    content[start:] = b"" if cut else damaged + content[start + length :]
     (folder / name).write_bytes(content)
     try:
         if cut:

@@ -145,7 +145,8 @@ def test_a_damaged_file_is_refused_or_loads_but_never_breaks(
 ) -> None:
     content = bytearray((golden / "official_tiny.pt").read_bytes())
     start = int(place * (len(content) - 1))
-    content[start:] = b"" if cut else bytes(255 - b for b in content[start : start + length]) + content[start + length :]
+    damaged = bytes(255 - b for b in content[start : start + length])
+    content[start:] = b"" if cut else damaged + content[start + length :]
     path = tmp_path / "a.pt"
     path.write_bytes(content)
     try:

@@ -112,7 +112,14 @@ def _facts(labels: Labels) -> str:
     if spacing is None:
         return pixels
     height, width = labels.size.height * spacing.y, labels.size.width * spacing.x
-    return f"{pixels}   ·   {_micro(str(spacing))}   ·   {_length(width, spacing)} × {_length(height, spacing)}"
+    return f"{pixels}   ·   {_per_pixel(spacing)}   ·   {_length(width, spacing)} × {_length(height, spacing)}"
+
+
+def _per_pixel(spacing: Spacing) -> str:
+    """Width before height, as the size beside it."""
+    square = math.isclose(spacing.y, spacing.x, rel_tol=1e-3)
+    sides = f"{spacing.x:.4g}" if square else f"{spacing.x:.4g} × {spacing.y:.4g}"
+    return f"{sides} {'µm' if spacing.unit == 'um' else 'm'}/px"
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], spacing: Spacing, reduction: float, width: int) -> None:
@@ -163,7 +170,7 @@ def _swatch(box: Image.Image) -> Image.Image:
 def _percent(share: float | None) -> str:
     if share is None:
         return "-"
-    return "<0.1 %" if 0 < share < 0.001 else f"{share:.1%}".replace("%", " %")
+    return "0 %" if share == 0 else "<0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
 
 
 def _columns(legend: Sequence[_Entry], width: int) -> int:
@@ -192,10 +199,6 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: 
         text = text[:-2].rstrip() + "…"
     draw.text(at, text, font=font, fill=color)
     return at[0] + font.getlength(text)
-
-
-def _micro(text: str) -> str:
-    return text.replace("um", "µm")
 
 
 @cache
