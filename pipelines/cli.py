@@ -27,6 +27,12 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="A shipped model's name, or a model folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Cores = Annotated[str, typer.Option(help="auto, or a number of cores that the model can run with.")]
+Memory = Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; 80 % of what is free.")]
+Window = Annotated[int | None, typer.Option(min=1, help="Side of a window in pixels; the model's own.")]
+SpacingText = Annotated[
+    str | None, typer.Option(help="Size of the image's own pixels, like 0.25um or 0.3m; or native: read as is.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
 
 
@@ -35,14 +41,12 @@ def segment(
     images: Annotated[list[str], typer.Argument(help="Images, folders of images, or patterns in quotes.")],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, one folder an image.")],
-    cores: Annotated[str, typer.Option(help="auto, or a number of cores that the model can run with.")] = "auto",
-    memory: Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; 80 % of what is free.")] = None,
+    cores: Cores = "auto",
+    memory: Memory = None,
     device: Device = "auto",
-    window: Annotated[int | None, typer.Option(min=1, help="Side of a window in pixels; the model's own.")] = None,
+    window: Window = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="Size of the image's own pixels, like 0.25um or 0.3m; or native: read as is.")
-    ] = None,
+    spacing: SpacingText = None,
     exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,areas,preview",
     tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
@@ -89,6 +93,45 @@ def segment(
     if len(done) < len(results):
         to_stderr(f"{len(results) - len(done)} of {len(results)} images failed; {out / 'summary.csv'} says why")
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    image: Annotated[str, typer.Argument(help="An image.")],
+    model: ModelName,
+    memory: Memory = None,
+    device: Device = "auto",
+    cores: Cores = "auto",
+    window: Window = None,
+    spacing: SpacingText = None,
+    as_json: Json = False,
+) -> None:
+    """Show what would be chosen for an image: memory, time and accuracy of cores and windows.
+
+    Time is in proportion to the chosen row, marked by an arrow.
+    """
+    from dataclasses import asdict
+
+    from pipelines.job import Job, Options
+    from pipelines.plan import describe, parse_bytes, table
+    from tiling import open_image
+    from veca_core import load_model
+
+    options = Options(
+        cores=parse_cores(cores),
+        window=window,
+        memory=parse_bytes(memory) if memory else None,
+        device=device,
+        spacing=parse_spacing(spacing),
+    )
+    source = open_image(image)
+    job = Job.prepare(source, load_model(model), Path(source.name), options)
+    rows = job.choices()
+    if as_json:
+        print_json([{**asdict(row.plan), "time": row.time, "mean_iou": row.mean_iou, "chosen": row.chosen,
+                     "fits": row.fits} for row in rows])  # fmt: skip
+    else:
+        print_lines([job.view.note, *table(rows), describe(job.plan)])
 
 
 @app.command()

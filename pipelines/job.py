@@ -24,7 +24,7 @@ from pipelines.bundle import (
 )
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
-from pipelines.plan import Plan, Wishes, make_plan
+from pipelines.plan import Choice, Plan, Wishes, choices, make_plan
 from tiling import Grid, Source, Spacing, View
 from tiling.exports import EXPORTS
 from veca_core import Model
@@ -89,6 +89,12 @@ class Job:
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(source, model, plan, options)
         return cls(source, model, view, plan, grid, folder, options, mark)
+
+    def choices(self) -> list[Choice]:
+        """The plan among those that were not chosen."""
+        scores = {score.cores: score.mean_iou for score in self.model.card.scores}
+        budgets = self.model.network.encoder.config.budgets
+        return choices(network_size(self.model.network), self.view.size, budgets, scores, self.plan)
 
     @property
     def blocks(self) -> int:

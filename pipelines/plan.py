@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,8 @@ import torch
 from pipelines.carry import LIMIT as CARRY
 from pipelines.errors import RequestError
 from pipelines.inference import fast_precision
-from tiling import Size
-from veca_core.memory import FLOAT, NetworkSize, forward_bytes, stitch_bytes
+from tiling import Grid, Size
+from veca_core.memory import FLOAT, NetworkSize, forward_bytes, forward_operations, stitch_bytes
 
 SHARE: Final = 0.8
 """Of the memory that is free, what a run takes unless told otherwise."""
@@ -62,45 +63,118 @@ class Wishes:
 def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes) -> Plan:
     """Full cores and the model's own window where they fit; then it gives up batch, then block, then window.
 
-    `full_cores` and `best_window` are the model's; `image` is the size of the grid that is predicted. Raises
-    RequestError for a window smaller than the patch, or where even the smallest plan does not fit.
+    `full_cores` and `best_window` are the model's; `image` is the size of the grid that is predicted. Cores are given
+    up only when asked: fused attention keeps no scores, so fewer of them save next to no memory. Raises RequestError
+    for a window smaller than the patch, or where even the smallest plan does not fit.
     """
     device = choose_device(wishes.device)
     memory = wishes.memory or int(SHARE * free_memory(device))
-    cores = wishes.cores or full_cores
-    windows = [wishes.window] if wishes.window else _halvings(best_window, network.patch)
-    for window in windows:
-        if window < network.patch:
-            raise RequestError(f"a window of {window} px is smaller than the model's patch of {network.patch} px")
-        if wishes.overlap is not None and not 0 <= wishes.overlap <= window // 2:
-            raise RequestError(f"the overlap must be 0 to half the window of {window} px, got {wishes.overlap}")
+    held = resident() if device.type == "cpu" else 0
+    plan = None
+    for window in [wishes.window] if wishes.window else _halvings(best_window, network.patch):
+        overlap = _overlap(window, network.patch, wishes.overlap)
         for block in BLOCKS:
             for batch in GPU_BATCHES if device.type == "cuda" else (1,):
-                predicted = predict(network, image, window, batch, cores, block, device)
-                if predicted <= memory:
-                    overlap = window // 8 if wishes.overlap is None else wishes.overlap
-                    reason = _reason(cores == full_cores, window == best_window, block == BLOCKS[0])
-                    precision = str(fast_precision(device)).removeprefix("torch.")
-                    return Plan(cores, window, overlap, batch, block, str(device), precision, memory, predicted, reason)
-    least = predict(network, image, windows[-1], 1, cores, BLOCKS[-1], device)
+                cores = wishes.cores or full_cores
+                plan = Plan(
+                    cores=cores,
+                    window=window,
+                    overlap=overlap,
+                    batch=batch,
+                    block=block,
+                    device=str(device),
+                    precision=str(fast_precision(device)).removeprefix("torch."),
+                    memory=memory,
+                    predicted=held + predict(network, image, window, batch, cores, block, device),
+                    reason=_reason(cores == full_cores, window == best_window, block == BLOCKS[0]),
+                )
+                if plan.predicted <= memory:
+                    return plan
+    assert plan is not None, "there is always a smallest window"
     raise RequestError(
-        f"{format_bytes(memory)} is not enough: the smallest plan (window {windows[-1]} px, batch 1) needs "
-        f"{format_bytes(least)}; allow more with --memory, or a smaller --window"
+        f"{format_bytes(memory)} is not enough: the smallest plan (window {plan.window} px, batch 1) needs "
+        f"{format_bytes(plan.predicted)}; allow more with --memory, or a smaller --window"
     )
 
 
 def predict(
     network: NetworkSize, image: Size, window: int, batch: int, cores: int, block: int, device: torch.device
 ) -> int:
-    """Expected peak bytes: on a GPU of the device's memory, on a CPU of the whole process."""
-    height, width = (min(window, _round_up(side, network.patch)) for side in (image.height, image.width))
+    """Expected peak bytes: on a GPU of the device's memory, on a CPU beyond what the process holds already."""
+    height, width = _window_size(network, image, window)
     forward = int(SLACK * forward_bytes(network, height, width, batch, cores))
     if device.type != "cpu":
         return network.weights + forward
     stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
     # Windows that reach into the next row of blocks wait for it, all along the image.
     waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
-    return resident() + READING + forward + stitch + min(CARRY, waiting)
+    return READING + forward + stitch + min(CARRY, waiting)
+
+
+def operations(network: NetworkSize, image: Size, plan: Plan) -> float:
+    """Floating-point operations of a whole image under a plan: what its time is in proportion to."""
+    height, width = _window_size(network, image, plan.window)
+    windows = len(Grid.over(image, plan.window, plan.overlap, network.patch))
+    return windows * forward_operations(network, height, width, plan.cores)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One row of what could be chosen."""
+
+    plan: Plan
+    time: float
+    """In proportion to the chosen plan's."""
+    mean_iou: float | None
+    """What the model's card records for this number of cores."""
+    chosen: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.predicted <= self.plan.memory
+
+
+def choices(
+    network: NetworkSize, image: Size, budgets: Sequence[int], scores: Mapping[int, float], chosen: Plan
+) -> list[Choice]:
+    """The chosen plan among others: the smallest, a middle and the full budget, over the window and its halves."""
+    device = torch.device(chosen.device)
+    held = resident() if device.type == "cpu" else 0
+    cores = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1], chosen.cores}, reverse=True)
+    rows = []
+    for window in _halvings(chosen.window, network.patch):
+        for budget in cores:
+            overlap = chosen.overlap if window == chosen.window else _overlap(window, network.patch, None)
+            need = held + predict(network, image, window, chosen.batch, budget, chosen.block, device)
+            plan = replace(chosen, cores=budget, window=window, overlap=overlap, predicted=need)
+            share = operations(network, image, plan) / operations(network, image, chosen)
+            is_chosen = (budget, window) == (chosen.cores, chosen.window)
+            rows.append(Choice(plan, share, scores.get(budget), is_chosen))
+    return rows
+
+
+def table(rows: Sequence[Choice]) -> list[str]:
+    """Choices as lines of text; an arrow marks the chosen one."""
+    header = ("", "cores", "window", "batch", "block", "peak", "time", "mean IoU", "")
+    cells = [
+        (
+            "->" if row.chosen else "",
+            str(row.plan.cores),
+            f"{row.plan.window} px",
+            str(row.plan.batch),
+            f"{row.plan.block} px",
+            format_bytes(row.plan.predicted),
+            f"x {row.time:.2f}",
+            "not recorded" if row.mean_iou is None else f"{row.mean_iou:.3f}",
+            "" if row.fits else "does not fit",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (header, *cells)
+    ]
 
 
 def choose_device(name: str) -> torch.device:
@@ -162,6 +236,20 @@ def _cgroup_free() -> int:
             if allowed.isdigit():
                 return max(0, int(allowed) - int(Path(used).read_text(encoding="ascii")))
     return 2**63
+
+
+def _window_size(network: NetworkSize, image: Size, window: int) -> tuple[int, int]:
+    """Height and width of the windows: no larger than the image needs."""
+    return min(window, _round_up(image.height, network.patch)), min(window, _round_up(image.width, network.patch))
+
+
+def _overlap(window: int, patch: int, wished: int | None) -> int:
+    """An eighth of the window unless wished otherwise; raises RequestError for what no grid can have."""
+    if window < patch:
+        raise RequestError(f"a window of {window} px is smaller than the model's patch of {patch} px")
+    if wished is not None and not 0 <= wished <= window // 2:
+        raise RequestError(f"the overlap must be 0 to half the window of {window} px, got {wished} px")
+    return window // 8 if wished is None else wished
 
 
 def _halvings(window: int, patch: int) -> list[int]:

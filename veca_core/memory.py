@@ -1,4 +1,4 @@
-"""How much memory a forward pass needs, from plain numbers. No tensors, no devices."""
+"""How much memory and work a forward pass needs, from plain numbers. No tensors, no devices."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class NetworkSize:
     parameters: int
     dim: int
     hidden: int
+    layers: int
     patch: int
     bands: int
     classes: int
@@ -23,6 +24,8 @@ class NetworkSize:
     of that for the normalisation behind it."""
     skips: float
     """Values per input pixel of the finer features that wait for the head."""
+    operations: float
+    """Floating-point operations per input pixel of stem and head."""
 
     @property
     def weights(self) -> int:
@@ -46,6 +49,18 @@ def forward_bytes(size: NetworkSize, height: int, width: int, batch: int, cores:
     logits = 3 * size.classes * pixels
     moment = max(size.widest * pixels, attention, feed_forward, logits)
     return int(batch * (alive + moment) * FLOAT)
+
+
+def forward_operations(size: NetworkSize, height: int, width: int, cores: int) -> float:
+    """Floating-point operations of one inference pass over a window, a multiplication and an addition counted as two.
+
+    A token costs its q, k, v and o products and its feed-forward products; a patch and a core meet twice in each layer,
+    each time for the score and for the value.
+    """
+    patches = -(-height // size.patch) * -(-width // size.patch)
+    products = (patches + cores) * (4 * size.dim**2 + 3 * size.dim * size.hidden)
+    meetings = (2 * patches * cores + cores**2) * 2 * size.dim
+    return size.operations * height * width + 2 * size.layers * (products + meetings)
 
 
 def stitch_bytes(classes: int, block: int, window: int) -> int:

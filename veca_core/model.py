@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from veca_core.card import Architecture, Bands
 from veca_core.encoder import VecaEncoder
@@ -58,17 +59,24 @@ def network_size(network: Segmenter) -> NetworkSize:
             if not any(module.children()):
                 module.register_forward_hook(measure)
     config = ghost.encoder.config
-    with torch.no_grad():
-        ghost(torch.empty(1, config.in_channels, side, side, device="meta"))
+    picture = torch.empty(1, config.in_channels, side, side, device="meta")
     stem = ghost.encoder.stem
+    with torch.no_grad():
+        tokens = ghost.encoder(picture)
+        ghost.head(tokens)
+    with FlopCounterMode(display=False) as counter:
+        stem(picture)
+        ghost.head(tokens)
     return NetworkSize(
         parameters=sum(p.numel() for p in network.parameters()),
         dim=config.dim,
         hidden=config.hidden,
+        layers=config.layers,
         patch=config.patch,
         bands=config.in_channels,
         classes=network.classes,
         widest=widest / side**2,
+        operations=counter.get_total_flops() / side**2,
         skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)),
     )
 

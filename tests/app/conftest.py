@@ -48,7 +48,7 @@ def picture(monkeypatch: pytest.MonkeyPatch) -> Picture:
     monkeypatch.setattr(MemoryMediaFileStorage, "load_and_get_id", load_and_get_id)
 
     def pixels(page: AppTest) -> NDArray[np.uint8]:
-        name = Path(page.get("imgs")[0].proto.imgs[0].url).stem
+        name = Path(page.image[0].value[0]).stem
         return np.asarray(Image.open(io.BytesIO(sent[name])))
 
     return pixels
