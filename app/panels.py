@@ -23,8 +23,11 @@ MANY: Final = 12
 """More results than this get a filter."""
 DOWNLOAD: Final = 50 * 10**6
 """A download passes through memory, so the page offers files up to this many bytes and the path of larger ones."""
-_AREA_UNITS: Final = {"um2": (("mm²", 1e-6), ("µm²", 1.0)), "m2": (("km²", 1e-6), ("ha", 1e-4), ("m²", 1.0))}
-"""For a unit of areas.csv: the units that people read, largest first, and their factors."""
+_AREA_UNITS: Final = {
+    "um2": (("mm²", 1e-6, 1e5), ("µm²", 1.0, 0.0)),
+    "m2": (("km²", 1e-6, 1e6), ("ha", 1e-4, 1e3), ("m²", 1.0, 0.0)),
+}
+"""For a unit of areas.csv: the units that people read, largest first, their factors, and from what area they serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +212,13 @@ def image_facts(run: RunRecord) -> dict[str, str]:
 def area_texts(rows: Sequence[AreaRow]) -> tuple[str, list[str]]:
     """A unit that people read and each row's area in it, all with as many decimals; ('', empty texts) without areas.
 
-    The unit is the largest in which the largest area is at least a tenth; the smallest area keeps two digits, as far
-    as six decimals reach.
+    The largest area chooses the unit; the smallest keeps two digits, as far as six decimals reach.
     """
     known = [row.area for row in rows if row.area]
     units = _AREA_UNITS.get(rows[0].unit or "") if rows else None
     if not known or units is None:
         return "", [""] * len(rows)
-    unit, factor = next(((name, factor) for name, factor in units if max(known) * factor >= 0.1), units[-1])
+    unit, factor = next((name, factor) for name, factor, least in units if max(known) >= least)
     decimals = min(6, max(0, 1 - math.floor(math.log10(min(known) * factor))))
     return unit, ["" if row.area is None else f"{row.area * factor:,.{decimals}f}" for row in rows]
 

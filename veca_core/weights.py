@@ -96,6 +96,8 @@ def save_model(folder: Path, network: Segmenter, card: Card, dtype: torch.dtype 
         for name, value in network.state_dict().items()
     }
     save_file(state, folder / f".{WEIGHTS}")
+    # safetensors makes files that only their owner may read.
+    (folder / f".{WEIGHTS}").chmod(0o644)
     (folder / f".{WEIGHTS}").replace(folder / WEIGHTS)
     write_card(folder, card)
 

@@ -83,7 +83,7 @@ def server(outside: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = place / "-- my results"
     folder.mkdir()
     port = free_port("127.0.0.1", 0)
-    ways_out = {name: outside.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
+    ways_out = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), outside.url)
     environment = os.environ | ways_out | {"PYTHONPATH": str(TOP), "NO_PROXY": "", "no_proxy": "", "HOME": str(place)}
     command = [sys.executable, "-P", "-m", "app", "--port", str(port), "--no-browser", "--", folder.name]
     process = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,468 @@
+"""Segmenting real files from end to end: every label in its place, and nothing invented where there is no data."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import rasterio
+import tifffile
+from affine import Affine
+from numpy.typing import NDArray
+from ome_zarr.io import parse_url
+from ome_zarr.reader import Reader
+from places import (
+    CLASSES,
+    STEP,
+    UTM,
+    WINDOW,
+    PlaceModel,
+    expected,
+    holes,
+    model,
+    model_for,
+    read_mask,
+    rgb,
+    seeded_network,
+    write_image,
+    write_png,
+    write_raster,
+    write_slide,
+)
+from rasterio.crs import CRS
+
+from pipelines import Bundle, Options, segment
+from pipelines.errors import RequestError
+from tiling import NODATA, Box, ImageError, Spacing
+from veca_core import Model, ModelError
+from veca_core.card import PixelSize
+
+KINDS = ("png", "raster", "slide")
+SIZES = [(1, 1), (WINDOW - 1, WINDOW - 1), (WINDOW, WINDOW), (WINDOW + 1, WINDOW + 1), (500, 500), (70, 133)]
+PLAIN = Options(device="cpu", tissue=False, exports=("mask",))
+
+
+def labels(bundle: Bundle) -> NDArray[np.uint8]:
+    whole = bundle.labels()
+    return whole.read(whole.size.box)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, block: int = 64) -> None:
+    monkeypatch.setattr("pipelines.plan.BLOCKS", (block,))
+    monkeypatch.setattr("pipelines.segmentation.CHUNK", 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("overlap", [0, WINDOW // 2])
+def test_every_pixel_is_labelled_in_its_place(tmp_path: Path, kind: str, height: int, width: int, overlap: int) -> None:
+    image = write_image(tmp_path, kind, height, width)
+    bundle = segment(image, model_for(kind), tmp_path / "out", replace(PLAIN, overlap=overlap))
+    assert np.array_equal(labels(bundle), expected(height, width))
+    assert np.array_equal(read_mask(bundle.folder / "mask.tif"), expected(height, width))
+
+
+@pytest.mark.parametrize("kind", ["png", "raster"])
+@pytest.mark.parametrize(("height", "width"), SIZES[1:])
+def test_invalid_pixels_are_no_data_and_all_others_are_right(
+    tmp_path: Path, kind: str, height: int, width: int
+) -> None:
+    valid = holes(height, width)
+    image = write_image(tmp_path, kind, height, width, valid)
+    bundle = segment(image, model_for(kind), tmp_path / "out", PLAIN)
+    assert np.array_equal(labels(bundle), np.where(valid, expected(height, width), NODATA))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("overlap", [0, 16, WINDOW // 2])
+def test_block_size_changes_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, overlap: int
+) -> None:
+    valid = None if kind == "slide" else holes(150, 203)
+    image = write_image(tmp_path, kind, 150, 203, valid)
+    options = replace(PLAIN, overlap=overlap)
+    whole = segment(image, model_for(kind), tmp_path / "whole", options)
+    small_blocks(monkeypatch)
+    cut = segment(image, model_for(kind), tmp_path / "cut", options)
+    assert (whole.run.blocks, cut.run.blocks) == (1, 12)
+    assert np.array_equal(labels(cut), labels(whole))
+    for mine, theirs in zip(cut.labels().levels, whole.labels().levels, strict=True):
+        assert np.array_equal(mine[:], theirs[:])
+    assert np.array_equal(read_mask(cut.folder / "mask.tif"), read_mask(whole.folder / "mask.tif"))
+
+
+@pytest.mark.parametrize("block", [32, 64, 96])
+@pytest.mark.parametrize("overlap", [0, 8, 32])
+def test_block_size_changes_no_label_of_a_real_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, overlap: int
+) -> None:
+    card = model().card.model_copy(update={"classes": model().card.classes[:5]})
+    network = Model(seeded_network(card), card, tmp_path, "random")
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 170, 3), dtype=np.uint8)
+    options = replace(PLAIN, overlap=overlap, exports=())
+    whole = segment(pixels, network, tmp_path / "whole", options, name="a")
+    small_blocks(monkeypatch, block)
+    cut = segment(pixels, network, tmp_path / "cut", options, name="a")
+    assert len(np.unique(labels(whole))) > 1
+    assert np.array_equal(labels(cut), labels(whole))
+
+
+def test_a_window_is_run_once_however_small_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch, 32)
+    used = model()
+    bundle = segment(write_png(tmp_path / "a.png", 150, 203), used, tmp_path / "out", PLAIN)
+    assert isinstance(used.network, PlaceModel)
+    assert used.network.calls == bundle.run.windows
+
+
+@pytest.mark.parametrize("nodata", [float("nan"), -9999.0])
+def test_nodata_never_spoils_the_valid_pixels_around_it(tmp_path: Path, nodata: float) -> None:
+    card = model().card.model_copy(update={"classes": model().card.classes[:5]})
+    network = Model(seeded_network(card), card, tmp_path, "random")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32)
+    profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "float32", "nodata": nodata}
+    results = []
+    for name, hole in {"mean": 0.0, "nodata": nodata}.items():
+        pixels[:, 20:30, 40:50] = hole
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile, crs="EPSG:32633", transform=UTM) as dataset:
+            dataset.write(pixels)
+        results.append(labels(segment(tmp_path / f"{name}.tif", network, tmp_path / "out", PLAIN)))
+    filled, holed = results
+    inside = np.zeros((64, 64), bool)
+    inside[20:30, 40:50] = True
+    assert (holed[inside] == NODATA).all()
+    # The network sees the band's mean, here 0, where there is no data.
+    assert np.array_equal(holed[~inside], filled[~inside])
+    assert len(np.unique(filled)) > 1
+
+
+def test_a_constant_model_gives_its_constant_everywhere(tmp_path: Path) -> None:
+    used = model()
+    pixels = np.zeros((150, 203, 3), np.uint8)
+    pixels[...] = rgb(4, 6)[3, 5]
+    bundle = segment(pixels, used, tmp_path, replace(PLAIN, overlap=24), name="constant")
+    assert (labels(bundle) == expected(4, 6)[3, 5]).all()
+
+
+def test_an_image_without_any_data_is_no_data_everywhere(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a.png", 80, 90, np.zeros((80, 90), bool))
+    used = model()
+    bundle = segment(image, used, tmp_path / "out", replace(PLAIN, exports=("mask", "areas", "preview")))
+    assert (labels(bundle) == NODATA).all()
+    assert isinstance(used.network, PlaceModel)
+    assert used.network.calls == 0
+    assert bundle.areas()[-1]["pixels"] == str(80 * 90)
+
+
+# What is left on disk, read by others.
+
+
+def test_the_mask_of_a_raster_has_its_crs_and_place(tmp_path: Path) -> None:
+    bundle = segment(write_raster(tmp_path / "a.tif", 70, 133), model(2), tmp_path / "out", PLAIN)
+    with rasterio.open(bundle.folder / "mask.tif") as mask:
+        assert mask.crs == CRS.from_epsg(32633)
+        assert mask.transform.almost_equals(UTM)
+        assert mask.nodata == NODATA
+        assert mask.tags()["VECA_RUN"] == bundle.run.fingerprint
+        assert np.array_equal(mask.read(1), expected(70, 133))
+    assert bundle.run.grid.transform == pytest.approx(UTM[:6])
+
+
+def test_the_mask_of_a_slide_has_its_pixel_size(tmp_path: Path) -> None:
+    bundle = segment(write_slide(tmp_path / "a.ome.tif", 200, 300), model(), tmp_path / "out", PLAIN)
+    with tifffile.TiffFile(bundle.folder / "mask.tif") as file:
+        assert 'PhysicalSizeX="0.5"' in str(file.ome_metadata)
+        assert np.array_equal(file.asarray(), expected(200, 300))
+    with openslide.OpenSlide(bundle.folder / "mask.tif") as slide:
+        assert slide.dimensions == (300, 200)
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_open_with_ome_zarr(tmp_path: Path, kind: str) -> None:
+    bundle = segment(write_image(tmp_path, kind, 70, 133), model_for(kind), tmp_path / "out", PLAIN)
+    location = parse_url(bundle.folder / "labels.zarr", mode="r")
+    assert location is not None
+    (node,) = list(Reader(location)())
+    assert np.array_equal(node.data[0].compute(), expected(70, 133))
+    assert node.metadata["color"].keys() == {*range(0, STEP * CLASSES, STEP), NODATA}
+
+
+def test_a_bundle_tells_how_it_was_made(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "scene 1.tif", 70, 133)
+    options = Options(device="cpu", cores=16, window=32, overlap=8)
+    bundle = segment(image, model(2), tmp_path / "out", options)
+    assert bundle.folder == tmp_path / "out" / "scene 1"
+    run = Bundle.open(bundle.folder).run
+    assert run == bundle.run
+    assert (run.image.path, run.image.kind, run.image.size) == (str(image), "raster", (70, 133))
+    assert (run.plan.cores, run.plan.window, run.plan.overlap, run.plan.device) == (16, 32, 8, "cpu")
+    assert (run.model.name, run.model.digest) == ("places", "one")
+    assert run.windows == 3 * 6
+    assert (run.blocks, run.resumed_blocks) == (1, 0)
+    assert run.peak_memory > 2**20
+    assert set(run.outputs) == {"labels.zarr", "mask.tif", "areas.csv", "preview.png"}
+    assert {p.name for p in bundle.folder.iterdir()} == {*run.outputs, "run.json"}
+    assert {"predict", "export"} <= run.seconds.keys()
+    assert {"python", "torch", "veca"} <= run.versions.keys()
+    assert json.loads((bundle.folder / "run.json").read_text(encoding="utf-8"))["format"] == "veca-run/1"
+    assert sum(int(row["pixels"]) for row in bundle.areas()[:-2]) == 70 * 133
+
+
+def test_the_image_of_a_bundle_is_shown_unless_it_changed(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a.png", 70, 80)
+    bundle = segment(image, model(), tmp_path / "out", PLAIN)
+    shown = bundle.image()
+    assert shown is not None
+    assert np.array_equal(shown.read(Box(0, 0, 70, 80)), rgb(70, 80))
+    write_png(image, 70, 81)
+    assert bundle.image() is None
+    image.unlink()
+    assert bundle.image() is None
+
+
+# Spacing.
+
+
+@pytest.mark.parametrize(("um", "size"), [(0.5, (403, 609)), (1.0, (201, 304)), (2.0, (100, 152)), (0.8, (252, 381)), (0.25, (806, 1218))])
+def test_a_slide_is_read_at_the_models_spacing_and_the_result_spans_it(
+    tmp_path: Path, um: float, size: tuple[int, int]
+) -> None:
+    image = write_slide(tmp_path / "a.ome.tif", 403, 609, um=0.5, levels=3)
+    used = model(spacing=PixelSize(value=um, unit="um"))
+    bundle = segment(image, used, tmp_path / "out", PLAIN)
+    assert bundle.run.grid.size == size
+    affine = Affine(*bundle.run.grid.transform)
+    for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = affine @ (corner[0] * size[1], corner[1] * size[0])
+        assert x == pytest.approx(corner[0] * 609 * 0.5, abs=0.01 * um)
+        assert y == pytest.approx(corner[1] * 403 * 0.5, abs=0.01 * um)
+    with tifffile.TiffFile(bundle.folder / "mask.tif") as file:
+        assert file.asarray().shape == size
+    assert np.array_equal(read_mask(bundle.folder / "mask.tif"), labels(bundle))
+    if um == 0.5:
+        assert np.array_equal(labels(bundle), expected(403, 609))
+
+
+@pytest.mark.parametrize("um", [1.0, 0.8, 0.25])
+def test_what_is_labelled_at_another_spacing_lies_where_it_lies_on_the_slide(tmp_path: Path, um: float) -> None:
+    pixels = np.zeros((320, 400, 3), np.uint8)
+    pixels[:] = rgb(1, 2)[0, 1]
+    pixels[80:160, 240:400] = rgb(3, 1)[2, 0]
+    path = tmp_path / "a.ome.tif"
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", metadata={"axes": "YXS", **sizes}, ome=True)
+    bundle = segment(path, model(spacing=PixelSize(value=um, unit="um")), tmp_path / "out", PLAIN)
+    found, step = labels(bundle), um / 0.5
+    inner = (slice(int(84 / step), int(156 / step)), slice(int(244 / step), int(396 / step)))
+    assert (found[inner] == expected(3, 1)[2, 0]).all()
+    for outer in (np.s_[: int(76 / step)], np.s_[int(164 / step) + 1 :], np.s_[:, : int(236 / step)]):
+        assert (found[outer] == expected(1, 2)[0, 1]).all()
+
+
+def test_a_stated_spacing_is_used_where_the_file_says_none(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a.png", 100, 140)
+    used = model(spacing=PixelSize(value=0.5, unit="um"))
+    with pytest.raises(ImageError, match="does not say how large its pixels are"):
+        segment(image, used, tmp_path / "out", PLAIN)
+    stated = segment(image, used, tmp_path / "out", replace(PLAIN, spacing=Spacing.parse("0.25um")))
+    assert stated.run.grid.size == (50, 70)
+    native = segment(image, used, tmp_path / "out", replace(PLAIN, spacing="native"))
+    assert np.array_equal(labels(native), expected(100, 140))
+
+
+# Again, resumed, changed.
+
+
+def test_a_finished_result_is_returned_without_predicting_again(tmp_path: Path) -> None:
+    image, used = write_raster(tmp_path / "a.tif", 70, 133), model(2)
+    first = segment(image, used, tmp_path / "out", PLAIN)
+    assert isinstance(used.network, PlaceModel)
+    calls, written = used.network.calls, (first.folder / "mask.tif").stat().st_mtime_ns
+    said: list[str] = []
+    again = segment(image, used, tmp_path / "out", PLAIN, report=said.append)
+    assert again == first
+    assert used.network.calls == calls
+    assert (first.folder / "mask.tif").stat().st_mtime_ns == written
+    assert "holds this very result already" in said[-1]
+    segment(image, used, tmp_path / "out", replace(PLAIN, overwrite=True))
+    assert used.network.calls == 2 * calls
+
+
+def test_exports_asked_for_later_are_made_without_predicting_again(tmp_path: Path) -> None:
+    image, used = write_raster(tmp_path / "a.tif", 70, 133), model(2)
+    segment(image, used, tmp_path / "out", PLAIN)
+    assert isinstance(used.network, PlaceModel)
+    calls = used.network.calls
+    more = segment(image, used, tmp_path / "out", replace(PLAIN, exports=("mask", "areas")))
+    assert used.network.calls == calls
+    assert set(more.run.outputs) == {"labels.zarr", "mask.tif", "areas.csv"}
+    fewer = segment(image, used, tmp_path / "out", replace(PLAIN, exports=("areas",)))
+    assert fewer == more
+
+
+def test_a_run_that_was_killed_while_exporting_does_not_predict_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, used = write_raster(tmp_path / "a.tif", 70, 133), model(2)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("pipelines.segmentation").segmentation.EXPORTS, "mask", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment(image, used, tmp_path / "out", PLAIN)
+    assert isinstance(used.network, PlaceModel)
+    calls = used.network.calls
+    bundle = segment(image, used, tmp_path / "out", PLAIN)
+    assert used.network.calls == calls
+    assert np.array_equal(read_mask(bundle.folder / "mask.tif"), expected(70, 133))
+
+
+def interrupt_after(blocks: int):  # type: ignore[no-untyped-def]
+    def tick(done: int, total: int) -> None:
+        if done == blocks:
+            raise KeyboardInterrupt
+
+    return tick
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    names = ("labels.zarr", "mask.tif", "areas.csv")
+    paths = [p for name in names for p in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_run_goes_on_and_ends_the_same_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    small_blocks(monkeypatch)
+    image = write_image(tmp_path, kind, 150, 203, None if kind == "slide" else holes(150, 203))
+    options = replace(PLAIN, exports=("mask", "areas"), overlap=24)
+    whole = segment(image, model_for(kind), tmp_path / "whole", options)
+    for blocks in (5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            segment(image, model_for(kind), tmp_path / "cut", options, tick=interrupt_after(blocks))
+        assert not (tmp_path / "cut" / "image" / "run.json").exists()
+    resumed = segment(image, model_for(kind), tmp_path / "cut", options)
+    assert resumed.run.resumed_blocks == 9
+    assert content(resumed.folder) == content(whole.folder)
+    assert len(content(whole.folder)) > 12
+
+
+@pytest.mark.parametrize(
+    ("changed", "options"),
+    [
+        ({"digest": "two"}, PLAIN),
+        ({}, replace(PLAIN, cores=8)),
+        ({}, replace(PLAIN, window=32)),
+        ({}, replace(PLAIN, overlap=0)),
+        ({}, replace(PLAIN, spacing="native")),
+    ],
+    ids=["model", "cores", "window", "overlap", "spacing"],
+)
+def test_a_changed_model_or_option_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], options: Options
+) -> None:
+    small_blocks(monkeypatch)
+    image = write_png(tmp_path / "a.png", 150, 203)
+    with pytest.raises(KeyboardInterrupt):
+        segment(image, model(), tmp_path / "out", PLAIN, tick=interrupt_after(5))
+    other = segment(image, model(**changed), tmp_path / "out", options)
+    assert other.run.resumed_blocks == 0
+    first = segment(image, model(), tmp_path / "out", PLAIN)
+    assert first.run.resumed_blocks == 0
+    assert first.run.fingerprint != other.run.fingerprint
+
+
+def test_a_changed_image_starts_anew(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a.png", 70, 80)
+    segment(image, model(), tmp_path / "out", PLAIN)
+    write_png(image, 80, 70)
+    assert np.array_equal(labels(segment(image, model(), tmp_path / "out", PLAIN)), expected(80, 70))
+
+
+def test_files_of_an_earlier_result_do_not_stay_beside_a_new_one(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "a.png", 70, 80)
+    segment(image, model(), tmp_path / "out", replace(PLAIN, exports=("mask", "areas", "preview")))
+    (tmp_path / "out" / "a" / "notes.txt").write_text("mine", encoding="utf-8")
+    bundle = segment(image, model(digest="two"), tmp_path / "out", PLAIN)
+    assert {p.name for p in bundle.folder.iterdir()} == {"labels.zarr", "mask.tif", "run.json", "notes.txt"}
+    assert bundle.areas() == []
+    assert bundle.preview is None
+
+
+# What cannot be done is said, and leaves nothing that looks finished.
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"cores": 7}, ModelError, "cannot run with 7 cores; ask for a multiple of 8 from 8 to 64"),
+        ({"cores": 0}, ModelError, "cannot run with 0 cores"),
+        ({"cores": 72}, ModelError, "cannot run with 72 cores"),
+        ({"window": 8}, RequestError, "a window of 8 px is smaller than the model's patch of 16 px"),
+        ({"overlap": 33}, RequestError, "the overlap must be 0 to half the window of 64 px, got 33"),
+        ({"device": "tpu"}, RequestError, "there is no device 'tpu'; write auto, cpu, cuda or cuda:1"),
+        ({"device": "cuda:99"}, RequestError, "cuda:99 was asked for, but torch sees"),
+        ({"memory": 2**20}, RequestError, "1 MiB is not enough: the smallest plan"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, options: dict[str, int], error: type[Exception], reason: str) -> None:
+    image = write_png(tmp_path / "a.png", 70, 80)
+    with pytest.raises(error, match=reason) as caught:
+        segment(image, model(), tmp_path / "out", replace(PLAIN, **options))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_an_export_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(RequestError, match="there is no export 'masks'; the exports are mask, areas, preview"):
+        Options(exports=("masks",))
+
+
+def test_bands_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "a.tif", 70, 80)
+    with pytest.raises(RequestError, match=r"a.tif has 2 bands \(.*\), but places reads 3 \(red, green, blue\)"):
+        segment(image, model(3), tmp_path / "out", PLAIN)
+
+
+def test_an_array_is_segmented_like_a_file(tmp_path: Path) -> None:
+    bundle = segment(rgb(70, 133), model(), tmp_path, PLAIN, name="mine")
+    assert np.array_equal(labels(bundle), expected(70, 133))
+    assert bundle.folder == tmp_path / "mine"
+
+
+def test_an_unfinished_result_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        segment(write_png(tmp_path / "a.png", 150, 203), model(), tmp_path, PLAIN, tick=interrupt_after(5))
+    with pytest.raises(RequestError, match=r"is no finished result: it has no run.json"):
+        Bundle.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "veca-run/2"}'])
+def test_a_damaged_run_json_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"run\.json: ") as caught:
+        Bundle.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_areas_are_those_of_the_labels(tmp_path: Path) -> None:
+    valid = holes(70, 133)
+    image = write_raster(tmp_path / "a.tif", 70, 133, valid)
+    bundle = segment(image, model(2), tmp_path / "out", replace(PLAIN, exports=("areas",)))
+    with (bundle.folder / "areas.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    counted = np.bincount(np.where(valid, expected(70, 133), NODATA).ravel(), minlength=256)
+    for row in rows[:CLASSES]:
+        assert int(row["pixels"]) == counted[int(row["value"])]
+    assert [row["class"] for row in rows[CLASSES:]] == ["total", "no data"]
