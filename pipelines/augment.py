@@ -22,15 +22,21 @@ class Augment:
     def __init__(self, recipe: AugmentRecipe, crop: int) -> None:
         self.recipe = recipe
         self.crop = crop
-        geometry: list[Any] = []
-        if recipe.rotate:
-            geometry = [
-                RandRotated(("image", "mask"), math.pi / 4, prob=0.5, mode=("bilinear", "nearest"),
-                            padding_mode="reflection"),
+        self.geometry = Compose(
+            [
+                RandRotated(
+                    ("image", "mask"),
+                    math.pi / 4,
+                    prob=recipe.rotate,
+                    mode=("bilinear", "nearest"),
+                    padding_mode="reflection",
+                ),
                 RandRotate90d(("image", "mask"), prob=0.75),
                 RandFlipd(("image", "mask"), prob=0.5, spatial_axis=0),
-            ]  # fmt: skip
-        self.geometry = Compose(geometry)
+            ]
+        )
+        # Turned by 45 degrees, a crop's corners reach sqrt(2) further out.
+        self.side = round(crop * math.sqrt(2)) if recipe.rotate else crop
         noise = recipe.blur / 2
         self.noise = Compose(
             [
@@ -44,19 +50,18 @@ class Augment:
     def draw_side(self, rng: np.random.Generator) -> int:
         """Side of the source region, in pixels, that one crop is made of: smaller regions are zoomed in."""
         low, high = self.recipe.scale
-        zoom = math.exp(rng.uniform(math.log(low), math.log(high)))
-        # Turned by 45 degrees, a crop's corners reach sqrt(2) further out.
-        reach = math.sqrt(2) if self.recipe.rotate else 1.0
-        return max(8, round(self.crop * reach / zoom))
+        if rng.random() >= self.recipe.zoom:
+            return self.side
+        return max(8, round(self.side / math.exp(rng.uniform(math.log(low), math.log(high)))))
 
     def __call__(self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(H, W, bands) and (H, W), square -> float32 (bands, crop, crop) in raw units, and int64 (crop, crop)."""
-        reach = math.sqrt(2) if self.recipe.rotate else 1.0
-        side = round(self.crop * reach)
         pixels = torch.from_numpy(np.ascontiguousarray(image.astype(np.float32))).permute(2, 0, 1)
         classes = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
-        pixels = v2.functional.resize(pixels, [side, side], antialias=True)
-        classes = v2.functional.resize(classes, [side, side], interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        pixels = v2.functional.resize(pixels, [self.side, self.side], antialias=True)
+        classes = v2.functional.resize(
+            classes, [self.side, self.side], interpolation=v2.InterpolationMode.NEAREST_EXACT
+        )
         for transform in (self.geometry, self.noise):
             transform.set_random_state(seed=int(rng.integers(2**31)))
         crop = self.geometry({"image": pixels, "mask": classes})

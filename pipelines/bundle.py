@@ -97,6 +97,9 @@ class RunRecord(_Part):
     peak_memory: int
     """Largest resident size of this process, in bytes."""
     outputs: tuple[str, ...]
+    """Files and folders of the result, by name."""
+    exports: tuple[str, ...] = ()
+    """What was asked for beside the labels."""
     warnings: tuple[str, ...]
     versions: dict[str, str]
 
@@ -162,6 +165,18 @@ def write_run(folder: Path, record: RunRecord) -> None:
     partial = folder / f".{RUN}.{os.getpid()}"
     partial.write_text(text, encoding="utf-8")
     partial.replace(folder / RUN)
+
+
+def remove_result(folder: Path) -> None:
+    """Removes what a finished result holds beside its labels, run.json last; whatever else lies there is left alone."""
+    try:
+        outputs = Bundle.open(folder).run.outputs
+    except RequestError:
+        outputs = ()
+    for name in outputs:
+        if name != LABELS and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    (folder / RUN).unlink(missing_ok=True)
 
 
 def image_fingerprint(path: str) -> str:

@@ -54,8 +54,10 @@ class AugmentRecipe(_Part):
 
     scale: tuple[float, float] = (0.7, 1.4)
     """Zoom, log-uniform: 2 shows everything twice as large."""
-    rotate: bool = True
-    """Any angle, and flips."""
+    zoom: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How often a crop is zoomed. The others keep their pixels: resampling softens them, and texture counts."""
+    rotate: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """How often a crop is turned by any angle; quarter turns and flips are always drawn."""
     color: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Strength of brightness, contrast, saturation and hue changes (brightness and contrast for other than RGB)."""
     stain: Annotated[float, Field(ge=0, le=1)] = 0.0

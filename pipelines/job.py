@@ -122,7 +122,9 @@ class Job:
         same = bundle.run.fingerprint == self.fingerprint and all((self.folder / name).exists() for name in made)
         return bundle if same else None
 
-    def record(self, resumed: int, seconds: dict[str, float], outputs: Sequence[str]) -> RunRecord:
+    def record(
+        self, resumed: int, seconds: dict[str, float], outputs: Sequence[str], exports: Sequence[str]
+    ) -> RunRecord:
         """run.json."""
         source, size = self.source, self.source.levels[0].size
         spacing = source.georef.spacing(size)
@@ -148,6 +150,7 @@ class Job:
             seconds={name: round(value, 3) for name, value in seconds.items()},
             peak_memory=peak_memory(torch.device(self.plan.device)),
             outputs=tuple(outputs),
+            exports=tuple(exports),
             warnings=source.warnings,
             versions=versions(),
         )  # fmt: skip

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.bundle import LABELS, RUN, Bundle, write_run
+from pipelines.bundle import LABELS, Bundle, remove_result, write_run
 from pipelines.carry import Carry
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.inference import Predictor, Tissue
 from pipelines.job import Job, Options
 from pipelines.plan import CHUNK, describe
 from pipelines.progress import Clock, Report, quiet
-from tiling import NODATA, Box, LabelClass, open_image
+from tiling import NODATA, Box, ImageError, LabelClass, open_image
 from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
 from tiling.labels import Labels
@@ -56,18 +56,22 @@ def segment(
     then left under a final name.
     """
     clock = Clock()
+    options = options or Options()
     source = open_image(image)
-    job = Job.prepare(source, model, out / (name or source.name), options or Options())
+    job = Job.prepare(source, model, out / (name or source.name), options)
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
-    if not job.options.overwrite and (done := job.finished()):
+    earlier = None if options.overwrite else job.finished()
+    made = earlier.run.exports if earlier else ()
+    if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
-        return done
+        return earlier
     with clock("predict"):
         labels, resumed = predict_labels(job, tick)
+    exports = tuple(dict.fromkeys((*made, *options.exports)))
     with clock("export"):
-        outputs = [path for row in job.options.exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
-    record = job.record(resumed, clock.seconds, (LABELS, *(path.name for path in outputs)))
+        outputs = [path for row in exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
+    record = job.record(resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
     write_run(job.folder, record)
     source.close()
     return Bundle(job.folder, record)
@@ -152,9 +156,13 @@ def _read_summary(path: Path) -> list[dict[str, str]]:
 
 
 def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
-    """Fills the canvas block by block and publishes it; returns it with the number of blocks found finished."""
+    """Fills the canvas block by block and publishes it; returns it with the number of blocks found finished.
+
+    What was there before stays whole until then. Labels of this very job that are there already are taken as they are.
+    """
+    if not job.options.overwrite and (labels := published_labels(job)):
+        return labels, job.blocks
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / RUN).unlink(missing_ok=True)
     partial = job.folder / f"{LABELS}.partial"
     if job.options.overwrite:
         shutil.rmtree(partial, ignore_errors=True)
@@ -173,7 +181,17 @@ def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
                 canvas.write(block, block_labels(predictor, job, block, tissue, carry))
                 done += 1
         tick(total, total)
+        remove_result(job.folder)
         return canvas.publish(job.folder / LABELS), resumed
+
+
+def published_labels(job: Job) -> Labels | None:
+    """The labels of a run of this job that ended before its exports did."""
+    try:
+        labels = Labels.open(job.folder / LABELS)
+    except ImageError:
+        return None
+    return labels if labels.fingerprint == job.fingerprint else None
 
 
 def open_canvas(job: Job, path: Path) -> Canvas:

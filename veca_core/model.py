@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,27 @@ class Segmenter(nn.Module):
 
 
 def network_size(network: Segmenter) -> NetworkSize:
-    """The numbers that memory planning needs, found by passing a picture without content through a copy."""
+    """The numbers that memory planning needs; found once for each network."""
+    if network not in _SIZES:
+        _SIZES[network] = _measured(network)
+    return _SIZES[network]
+
+
+def build(architecture: Architecture, bands: Bands, classes: int) -> Segmenter:
+    """The empty network that an architecture describes; raises ModelError for parts that do not exist."""
+    config = architecture.config
+    if architecture.head not in HEADS:
+        raise ModelError(f"there is no head {architecture.head!r}; the heads are {', '.join(HEADS)}")
+    stem = build_stem(architecture.stem, config)
+    head = HEADS[architecture.head](config.output_dim or config.dim, classes, stem)
+    return Segmenter(VecaEncoder(config, stem), head, bands)
+
+
+_SIZES: Final[WeakKeyDictionary[Segmenter, NetworkSize]] = WeakKeyDictionary()
+
+
+def _measured(network: Segmenter) -> NetworkSize:
+    """Passes a picture without content through a copy."""
     ghost = copy.deepcopy(network).to("meta").eval()
     side = 16 * ghost.encoder.config.patch
     widest = 0
@@ -79,13 +100,3 @@ def network_size(network: Segmenter) -> NetworkSize:
         operations=counter.get_total_flops() / side**2,
         skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)),
     )
-
-
-def build(architecture: Architecture, bands: Bands, classes: int) -> Segmenter:
-    """The empty network that an architecture describes; raises ModelError for parts that do not exist."""
-    config = architecture.config
-    if architecture.head not in HEADS:
-        raise ModelError(f"there is no head {architecture.head!r}; the heads are {', '.join(HEADS)}")
-    stem = build_stem(architecture.stem, config)
-    head = HEADS[architecture.head](config.output_dim or config.dim, classes, stem)
-    return Segmenter(VecaEncoder(config, stem), head, bands)

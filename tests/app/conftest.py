@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,13 @@ import numpy as np
 import pytest
 from bundles import write_bundle
 from numpy.typing import NDArray
+from pages import OpenPage, Picture
 from PIL import Image
 from streamlit.runtime.memory_media_file_storage import MemoryMediaFileStorage
 from streamlit.testing.v1 import AppTest
 
 from app.launch import PAGE
 from pipelines.bundle import Bundle
-
-OpenPage = Callable[[Path], AppTest]
-Picture = Callable[[AppTest], NDArray[np.uint8]]
 
 
 @pytest.fixture

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
 from bundles import CLASSES, write_bundle
-from conftest import OpenPage, Picture
 from numpy.typing import NDArray
+from pages import OpenPage, Picture, small, switch, words
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from app import panels
 from pipelines.bundle import Bundle, image_fingerprint, write_run
 from pipelines.view import PAPER
 
 TUMOUR, STROMA = CLASSES[1], CLASSES[2]
-
-
-def words(page: AppTest) -> str:
-    """All text on the page."""
-    kinds = ("header", "markdown", "caption", "code", "info", "warning", "error")
-    return "\n".join(str(element.value) for kind in kinds for element in page.get(kind))
-
-
-def switch(page: AppTest, name: str) -> Any:
-    return page.checkbox(key=next(box.key for box in page.checkbox if box.key and box.key.endswith(f" {name}")))
-
-
-def small(picture: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The picture with each enlarged pixel as one again; all that belong to one pixel are alike."""
-    side = picture.shape[0] // shape[0]
-    assert np.array_equal(picture[::side, ::side].repeat(side, 0).repeat(side, 1), picture)
-    return picture[::side, ::side]
 
 
 def test_opacity_zero_shows_the_image(bundle: Bundle, image: Path, open_page: OpenPage, picture: Picture) -> None:

@@ -1,6 +1,6 @@
 """How the encoder's work and time grow with patches and cores. The work is a law and is asserted; the time is printed.
 
-.venv/bin/python -m pytest tests/benchmarks/test_encoder.py -s
+.venv/bin/python -m pytest tests/benchmarks/test_encoder_work.py -s
 """
 
 from __future__ import annotations
