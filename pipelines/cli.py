@@ -245,7 +245,8 @@ def view(
     """Look at results in a browser."""
     if not folder.is_dir():
         raise RequestError(f"there is no folder {folder}; give the --out folder of a segmentation")
-    command = [sys.executable, "-m", "app", str(folder), "--host", host]
+    # -P: an app.py in the current folder is not ours.
+    command = [sys.executable, "-P", "-m", "app", str(folder), "--host", host]
     command += ["--port", str(port)] if port else []
     command += [] if browser else ["--no-browser"]
     try:
