@@ -268,9 +268,10 @@ def main() -> None:
     except USER_ERRORS as error:
         to_stderr(f"veca: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        to_stderr("veca: stopped; the same command goes on from here")
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == 130:  # how Typer ends after Ctrl-C
+            to_stderr("veca: stopped; the same command goes on from here")
+        raise
     except OSError as error:
         to_stderr(f"veca: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
         sys.exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.ahead import ahead
 from pipelines.carry import Carry
 from tiling import Box, Grid, Stitcher, View, taper
 from veca_core import Segmenter
@@ -41,6 +42,23 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class _Read:
+    """A window whose pixels (h, w, bands) wait for the network."""
+
+    window: Box
+    pixels: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A window, and the probabilities (classes, h, w) of the part of it that is known."""
+
+    window: Box
+    part: Box
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Predictor:
     """A network with how it is to be run. Windows go through it in the grid's order, always in full batches."""
 
@@ -62,50 +80,44 @@ class Predictor:
         seen = view.valid(block)
         if seen.any():
             windows = (w for w in grid.touching(block) if tissue is None or tissue.touches(w))
-            for window, part, probabilities in self._answers(view, windows, block, carry):
-                stitcher.add(window, probabilities, part)
+            for piece in self._answered(self._looked_up(view, windows, block, carry)):
+                stitcher.add(piece.window, piece.values, piece.part)
+                if carry is not None and piece.part == piece.window:
+                    carry.keep(piece.window, piece.values, block)
         if carry is not None:
             carry.forget(block)
         return Prediction(stitcher, seen & stitcher.covered)
 
-    def _answers(
+    def _looked_up(
         self, view: View, windows: Iterable[Box], block: Box, carry: Carry | None
-    ) -> Iterator[tuple[Box, Box, NDArray[np.float32]]]:
-        """Each window in turn, with the part of it that is known and that part's probabilities (classes, h, w)."""
-        waiting: list[tuple[Box, NDArray[Any] | tuple[Box, NDArray[np.float32]]]] = []
-        unread = 0
+    ) -> Iterator[_Known | _Read]:
+        """What is known of each window, or else its pixels, read ahead; windows without a valid pixel are left out."""
         fill = self.network.mean.flatten().tolist()
-        for window in windows:
+
+        def look(window: Box) -> _Known | _Read | None:
             known = carry.take(window, block) if carry is not None else None
             if known is not None:
-                waiting.append((window, known))
-                continue
+                return _Known(window, *known)
             pixels, valid = view.window(window, fill)
-            if valid.any():
-                waiting.append((window, pixels))
-                unread += 1
-            if unread == self.batch:
-                yield from self._settle(waiting, block, carry)
-                waiting, unread = [], 0
-        yield from self._settle(waiting, block, carry)
+            return _Read(window, pixels) if valid.any() else None
 
-    def _settle(
-        self,
-        waiting: list[tuple[Box, NDArray[Any] | tuple[Box, NDArray[np.float32]]]],
-        block: Box,
-        carry: Carry | None,
-    ) -> Iterator[tuple[Box, Box, NDArray[np.float32]]]:
-        """Runs the windows that wait as pixels, as one batch, and gives all in the order they came."""
-        pixels = [what for _, what in waiting if isinstance(what, np.ndarray)]
+        return (piece for piece in ahead(look, windows, self.batch + 1) if piece is not None)
+
+    def _answered(self, pieces: Iterable[_Known | _Read]) -> Iterator[_Known]:
+        """The pieces in their order, those that were read with what the network says of them, a batch at a time."""
+        waiting: list[_Known | _Read] = []
+        for piece in pieces:
+            waiting.append(piece)
+            if sum(isinstance(p, _Read) for p in waiting) == self.batch:
+                yield from self._settled(waiting)
+                waiting = []
+        yield from self._settled(waiting)
+
+    def _settled(self, waiting: Sequence[_Known | _Read]) -> Iterator[_Known]:
+        pixels = [piece.pixels for piece in waiting if isinstance(piece, _Read)]
         fresh = iter(self.probabilities(np.stack(pixels))) if pixels else iter(())
-        for window, what in waiting:
-            if isinstance(what, tuple):
-                yield window, *what
-                continue
-            values = next(fresh)
-            if carry is not None:
-                carry.keep(window, values, block)
-            yield window, window, values
+        for piece in waiting:
+            yield piece if isinstance(piece, _Known) else _Known(piece.window, piece.window, next(fresh))
 
     def probabilities(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(n, h, w, bands) raw pixels, n at most the batch -> (n, classes, h, w).

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipelines.carry import Carry
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.inference import Predictor, Tissue
 from pipelines.job import Job, Options
-from pipelines.plan import CHUNK, describe
+from pipelines.plan import CHUNK, choose_device, describe
 from pipelines.progress import Clock, Report, quiet
 from tiling import NODATA, Box, ImageError, LabelClass, open_image
 from tiling.canvas import Canvas
@@ -95,7 +96,13 @@ def segment_all(
     report: Report = quiet,
     tick: Tick = silent,
 ) -> list[Bundle | Failure]:
-    """Segments many images, then writes `out`/summary.csv; one that fails is reported and the rest go on."""
+    """Segments many images, then writes `out`/summary.csv; one that fails is reported and the rest go on.
+
+    Raises ModelError or RequestError, before the first image, for what none of them could be run with.
+    """
+    options = options or Options()
+    model.network.encoder.config.check_budget(options.cores)
+    choose_device(options.device)
     out.mkdir(parents=True, exist_ok=True)
     results: list[Bundle | Failure] = []
     for number, (image, name) in enumerate(zip(images, bundle_names(images), strict=True), start=1):
@@ -113,15 +120,17 @@ def segment_all(
 
 
 def bundle_names(images: Sequence[Path]) -> list[str]:
-    """A folder name for each image: its own name, with ending or parent folder where two images share it.
+    """A folder name for each image: its own name, with ending or parent folder where it shares that with another.
 
     Raises RequestError where even that does not tell two images apart.
     """
-    for naming in (lambda p: p.stem, lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}"):
-        names = [naming(path) for path in images]
-        if len(set(names)) == len(names):
-            return names
-    twice = next(name for name in names if names.count(name) > 1)
+    names = [path.stem for path in images]
+    for longer in (lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}"):
+        seen = Counter(names)
+        names = [longer(path) if seen[name] > 1 else name for path, name in zip(images, names, strict=True)]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is None:
+        return names
     raise RequestError(f"two images would both be written to {twice!r}; segment them into different folders")
 
 

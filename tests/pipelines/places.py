@@ -1,4 +1,4 @@
-"""Images whose pixels say where they lie, and a model that reads it: every label then tells whether it is in its place."""
+"""Images whose pixels say where they lie, and a model that reads it: every label then tells if it is in its place."""
 
 from __future__ import annotations
 

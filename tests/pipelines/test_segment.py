@@ -325,7 +325,7 @@ def test_a_run_that_was_killed_while_exporting_does_not_predict_again(
 
 
 def interrupt_after(blocks: int):  # type: ignore[no-untyped-def]
-    def tick(done: int, total: int) -> None:
+    def tick(done: int, _total: int) -> None:
         if done == blocks:
             raise KeyboardInterrupt
 
