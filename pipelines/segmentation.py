@@ -27,6 +27,7 @@ from tiling import NODATA, Box, ImageError, LabelClass, open_image
 from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
 from tiling.labels import Labels
+from tiling.readers.opened import short_name
 from tiling.tissue import tissue_mask
 from veca_core import Model
 
@@ -124,7 +125,7 @@ def bundle_names(images: Sequence[Path]) -> list[str]:
 
     Raises RequestError where even that does not tell two images apart.
     """
-    names = [path.stem for path in images]
+    names = [short_name(str(path)) for path in images]
     for longer in (lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}"):
         seen = Counter(names)
         names = [longer(path) if seen[name] > 1 else name for path, name in zip(images, names, strict=True)]

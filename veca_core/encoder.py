@@ -65,7 +65,8 @@ class VecaEncoder(nn.Module):
         """
         budget = self.config.check_budget(cores)
         stemmed = self.stem(pad_to_patch(images, self.config.patch))
-        patches = stemmed.tokens.contiguous()  # (B, N, D)
+        # Under autocast the stem gives bfloat16, but what the blocks add up keeps the weights' own precision.
+        patches = stemmed.tokens.to(self.bank.tokens.dtype).contiguous()  # (B, N, D)
         bank, rho = self.bank(budget, len(patches))  # (B, C, D), (B, C, 2)
         patch_table = self.patch_table(stemmed.grid)
         for i, block in enumerate(self.blocks):

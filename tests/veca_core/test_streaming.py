@@ -63,3 +63,15 @@ def test_no_tensor_grows_with_patches_times_cores() -> None:
     state = 1024 * CONFIG.dim
     pixels = 3 * 512 * 512
     assert max(state, pixels) >= Largest.size
+
+
+def test_bfloat16_stays_close_to_float32_through_all_blocks() -> None:
+    torch.manual_seed(0)
+    encoder = VecaEncoder(VecaConfig(dim=96, layers=12, heads=3, cores=16)).eval()
+    images = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        exact = encoder(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = encoder(images)
+    assert rough.patches.dtype == torch.float32
+    torch.testing.assert_close(rough.patches, exact.patches, atol=0.03, rtol=0.03)
