@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
-from veca_core.card import Bands, ClassInfo, PixelSize, first_problem
+from veca_core.card import Bands, ClassInfo, PixelSize, check_distinct, first_problem
 
 PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 """Colours for classes that nobody named: Okabe and Ito's, which most colour-blind people tell apart."""
@@ -32,8 +32,17 @@ class DataRecipe(_Part):
     """Regular expression on the file name; images whose first group matches the same text are never split."""
     validate_on: tuple[str, ...] = ()
     """Groups held back for validation; empty: about a fifth of the groups, chosen by their names' hash."""
-    ignore: tuple[int, ...] = ()
+    ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()
     """Mask values that are neither trained on nor scored; 255 always is."""
+
+    @field_validator("group")
+    @classmethod
+    def _pattern(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"{text!r} is no regular expression: {error}") from error
+        return text
 
 
 class NetworkRecipe(_Part):
@@ -64,6 +73,8 @@ class AugmentRecipe(_Part):
     """Strength of changes to haematoxylin, eosin and DAB (RGB only)."""
     blur: Annotated[float, Field(ge=0, le=1)] = 0.1
     """How often a crop is blurred or made noisy."""
+    mix: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How often a rectangle of another crop is pasted in (CutMix), so that classes are not told by their company."""
 
     @field_validator("scale")
     @classmethod
@@ -123,6 +134,10 @@ class TrainRecipe(_Part):
     def _useful(self) -> TrainRecipe:
         if len(self.classes) < 2:
             raise ValueError("training needs at least two classes (background counts as one)")
+        check_distinct(self.classes)
+        both = {c.value for c in self.classes} & set(self.data.ignore)
+        if both:
+            raise ValueError(f"the mask values {sorted(both)} are classes and ignored; they can only be one of these")
         return self
 
 

@@ -41,6 +41,13 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Raw pixels (bands, crop, crop) float32, and class indices (crop, crop) int64 with IGNORE."""
         rng = np.random.default_rng((self.seed, index))
+        image, mask = self._draw(rng)
+        if rng.random() < self.augment.recipe.mix:
+            _paste(image, mask, *self._draw(rng), rng)
+        return image, mask
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One augmented crop and its classes."""
         scene, y, x = self._draw_centre(rng)
         side = self.augment.draw_side(rng)
         image, mask = read_padded(self.scenes[scene], self.lookup, self.fill, y - side // 2, x - side // 2, side)
@@ -78,6 +85,17 @@ def read_padded(
     image = np.pad(pixels, (*margins, (0, 0)), mode="symmetric")
     mask = np.pad(scene.targets(inside, lookup), margins, constant_values=IGNORE)
     return image, mask
+
+
+def _paste(image: Tensor, mask: Tensor, other: Tensor, classes: Tensor, rng: np.random.Generator) -> None:
+    """CutMix (Yun et al. 2019; for segmentation French et al. 2020): a rectangle of another crop, of 0.3 to 0.7 of its
+    side, replaces the same one here, in place."""
+    side = mask.shape[0]
+    height, width = (int(side * share) for share in rng.uniform(0.3, 0.7, 2))
+    y, x = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
+    rows, columns = slice(y, y + height), slice(x, x + width)
+    image[:, rows, columns] = other[:, rows, columns]
+    mask[rows, columns] = classes[rows, columns]
 
 
 def _places(scene: Scene, lookup: NDArray[np.uint8]) -> list[NDArray[np.int32]]:

@@ -70,9 +70,9 @@ def evaluate(
     lookup = class_lookup(values, data.ignore)
     place = choose_device(device)
     network = model.network.to(place)
+    budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
     scores = []
-    for budget in cores or network.encoder.config.budgets:
-        network.encoder.config.check_budget(budget)
+    for budget in budgets:
         confusion = validate(network, model.card, chosen, lookup, place, budget)
         scores.append(confusion.score(budget, [c.name for c in model.card.classes]))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")

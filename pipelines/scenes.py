@@ -89,7 +89,7 @@ def check_masks(scenes: tuple[Scene, ...], values: list[int], ignore: tuple[int,
     counts = np.zeros((len(scenes), len(values)), dtype=np.int64)
     for i, scene in enumerate(scenes):
         seen = np.bincount(scene.mask.read(scene.mask.levels[0].size.box)[..., 0].ravel(), minlength=256)
-        foreign = [value for value in np.flatnonzero(seen) if lookup[value] == IGNORE - 1]
+        foreign = [int(value) for value in np.flatnonzero(seen) if lookup[value] == IGNORE - 1]
         if foreign:
             raise RequestError(
                 f"{scene.mask.path} holds the values {foreign}, which are no class and not ignored; "
@@ -103,9 +103,10 @@ def _pair(image: Path, masks: dict[str, Path], data: DataRecipe) -> Scene:
     if image.stem not in masks:
         raise RequestError(f"{image} has no mask: expected {data.masks / image.stem} with any ending")
     match = re.search(data.group, image.stem)
-    if match is None:
+    group = match[match.re.groups and 1] if match else None
+    if group is None:
         raise RequestError(f"the group pattern {data.group!r} does not match the image name {image.stem!r}")
-    scene = Scene(image.stem, match[match.re.groups and 1], open_image(image), open_image(masks[image.stem]))
+    scene = Scene(image.stem, group, open_image(image), open_image(masks[image.stem]))
     size, mask = scene.image.levels[0].size, scene.mask.levels[0].size
     if size != mask:
         raise RequestError(f"{image.stem}: the image is {size} but its mask is {mask}; they must be the same size")

@@ -37,6 +37,7 @@ from veca_core.card import Architecture, Bands, Card
 
 LOG: Final = "log.csv"
 COLUMNS: Final = ("step", "loss", "rate", "cores", "seconds", "mean_iou")
+CURVES: Final = "curves.png"
 STATE: Final = "training.pt"
 BEST: Final = "best"
 """Folder, inside a run's folder, of the model with the best validation score so far."""
@@ -198,7 +199,7 @@ class Run:
             if new:
                 writer.writerow(COLUMNS)
             writer.writerow(row)
-        draw_curves(path, self.out / "curves.png")
+        draw_curves(path, self.out / CURVES)
 
     def save_checkpoint(self) -> None:
         """Writes everything that a resumed run needs, by a rename."""
@@ -334,8 +335,10 @@ def measure_bands(scenes: Sequence[Scene]) -> Bands:
 
 
 def remove_run(out: Path) -> None:
-    """Forgets a run: what `--overwrite` does."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Forgets a run: what `--overwrite` does. Whatever else lies in the folder is left alone."""
+    shutil.rmtree(out / BEST, ignore_errors=True)
+    for name in (STATE, LOG, CURVES):
+        (out / name).unlink(missing_ok=True)
 
 
 def _millions(network: nn.Module) -> str:

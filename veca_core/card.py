@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -121,10 +122,7 @@ class Card(_Part):
     def _distinct(self) -> Card:
         if not self.classes:
             raise ValueError("a model needs at least one class")
-        for what in ("value", "name"):
-            seen = [getattr(c, what) for c in self.classes]
-            if len(set(seen)) < len(seen):
-                raise ValueError(f"two classes share a {what}: {seen}")
+        check_distinct(self.classes)
         if self.architecture.encoder.get("in_channels", 3) != len(self.bands.names):
             raise ValueError(f"the encoder's in_channels and the {len(self.bands.names)} named bands differ")
         return self
@@ -132,6 +130,14 @@ class Card(_Part):
     def score(self, cores: int) -> Score | None:
         """What was measured with this many cores, if it was."""
         return next((s for s in self.scores if s.cores == cores), None)
+
+
+def check_distinct(classes: Sequence[ClassInfo]) -> None:
+    """Raises ValueError where two classes share a value or a name."""
+    for what in ("value", "name"):
+        seen = [getattr(c, what) for c in classes]
+        if len(set(seen)) < len(seen):
+            raise ValueError(f"two classes share a {what}: {seen}")
 
 
 def parse_card(text: str | bytes, origin: str) -> Card:

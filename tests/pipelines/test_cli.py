@@ -131,7 +131,7 @@ def test_images_that_do_not_fit_or_cannot_be_read_fail_with_a_reason(
     veca: Veca, tiny_model: Path, tmp_path: Path
 ) -> None:
     two = write_raster(tmp_path / "two bands.tif", 70, 80)
-    (tmp_path / "torn.png").write_bytes(write_png(tmp_path / "whole.png", 70, 80).read_bytes()[:400])
+    (tmp_path / "torn.png").write_bytes(write_png(tmp_path / "whole.png", 70, 80).read_bytes()[:80])
     said = veca("segment", two, tmp_path / "torn.png", "--model", tiny_model, "--out", tmp_path / "out")
     assert said.status == 1
     assert "Traceback" not in said.err
@@ -174,7 +174,8 @@ def test_paths_and_models_that_are_not_there_are_one_line(
 def test_a_missing_argument_tells_the_usage(veca: Veca) -> None:
     said = veca("segment")
     assert said.status == 2
-    assert "Usage: veca segment" in said.err
+    assert "Usage: " in said.err
+    assert "Missing argument" in said.err
 
 
 def test_an_interrupted_command_says_that_it_goes_on(

@@ -1,0 +1,175 @@
+"""Training crops: the same whoever asks, rare classes found, image and mask never apart."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled import COLORS, VALUES, recipe, write_data
+from torch.utils.data import DataLoader
+
+from pipelines.augment import Augment, stain_jitter
+from pipelines.config import AugmentRecipe
+from pipelines.crops import Crops, collate, read_padded
+from pipelines.scenes import IGNORE, Scene, class_lookup, find_scenes
+from tiling.readers.array import ArraySource
+
+LOOKUP = class_lookup(VALUES.tolist(), ())
+FILL = (1.0, 2.0, 3.0)
+STILL = AugmentRecipe(scale=(1, 1), rotate=False, color=0, blur=0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, ...]:
+    return find_scenes(recipe(write_data(tmp_path_factory.mktemp("data"))).data)
+
+
+def crops(scenes: tuple[Scene, ...], how: AugmentRecipe, balance: float = 0.5, seed: int = 0, side: int = 48) -> Crops:
+    return Crops(scenes, LOOKUP, FILL, Augment(how, side), balance, seed)
+
+
+def array_scene(height: int, width: int, *, hole: bool = False) -> Scene:
+    """Band 0 is the row, band 1 the column; the mask is the row."""
+    y, x = np.mgrid[:height, :width]
+    valid = np.ones((height, width), bool)
+    if hole:
+        valid[1:3, 2:4] = False
+    pixels = np.stack([y, x, y], axis=-1).astype(np.float32)
+    pixels[~valid] = np.nan
+    return Scene("a", "a", ArraySource(pixels, valid=valid), ArraySource(y.astype(np.uint8)))
+
+
+def test_item_i_is_the_same_whoever_asks_and_in_whatever_order(scenes: tuple[Scene, ...]) -> None:
+    how = AugmentRecipe(color=0.5, stain=0.3, blur=1)
+    first, second = crops(scenes, how), pickle.loads(pickle.dumps(crops(scenes, how)))
+    taken = {i: first[i] for i in (3, 0, 7)}
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 - to disturb whoever uses it
+    for i in (0, 3, 7):
+        assert torch.equal(second[i][0], taken[i][0])
+        assert torch.equal(second[i][1], taken[i][1])
+    assert not torch.equal(taken[0][0], taken[3][0])
+    assert not torch.equal(crops(scenes, how, seed=1)[0][0], taken[0][0])
+
+
+def test_workers_give_the_same_crops(scenes: tuple[Scene, ...]) -> None:
+    data = crops(scenes, AugmentRecipe(color=0.5))
+    options = {"batch_size": 2, "sampler": range(2, 6), "collate_fn": collate}
+    here = list(DataLoader(data, **options))
+    assert len(here) == 2
+    for i, (images, targets) in enumerate(here):
+        assert torch.equal(images, torch.stack([data[2 + 2 * i][0], data[3 + 2 * i][0]]))
+        assert targets.shape == (2, 48, 48)
+
+
+@pytest.mark.parametrize("how", [STILL, AugmentRecipe(), AugmentRecipe(scale=(0.3, 3), color=1, stain=1, blur=1)])
+def test_crops_have_their_shape_type_and_known_classes(scenes: tuple[Scene, ...], how: AugmentRecipe) -> None:
+    data = crops(scenes, how)
+    for i in range(8):
+        image, target = data[i]
+        assert image.shape == (3, 48, 48)
+        assert image.dtype == torch.float32
+        assert torch.isfinite(image).all()
+        assert target.shape == (48, 48)
+        assert target.dtype == torch.int64
+        assert set(target.unique().tolist()) <= {0, 1, 2, IGNORE}
+
+
+def test_image_and_mask_are_turned_and_zoomed_together(scenes: tuple[Scene, ...]) -> None:
+    data = crops(scenes, AugmentRecipe(scale=(0.8, 2), color=0, blur=0))
+    colors = torch.from_numpy(COLORS.astype(np.float32))
+    right = []
+    for i in range(12):
+        image, target = data[i]
+        nearest = (image[:, None] - colors.T[:, :, None, None]).norm(dim=0).argmin(dim=0)
+        known = target != IGNORE
+        right.append((nearest == target)[known].float().mean().item())
+    # Only pixels on the borders, which are mixtures, may differ.
+    assert np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize(("balance", "least", "most"), [(1.0, 0.25, 0.45), (0.0, 0.0, 0.05)])
+def test_balance_finds_rare_classes(scenes: tuple[Scene, ...], balance: float, least: float, most: float) -> None:
+    data = crops(scenes, STILL, balance, side=32)
+    centres = [int(data[i][1][16, 16]) for i in range(150)]
+    assert least <= np.mean([c == 2 for c in centres]) <= most
+
+
+def test_a_class_that_is_nowhere_is_never_asked_for(scenes: tuple[Scene, ...]) -> None:
+    data = Crops(scenes, class_lookup([0, 4, 9, 77], ()), FILL, Augment(STILL, 32), 1.0, 0)
+    assert {int(data[i][1][16, 16]) for i in range(40)} <= {0, 1, 2}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 30), st.data())
+def test_crops_mirror_the_image_beyond_its_edges_and_ignore_what_lies_there(
+    height: int, width: int, side: int, data: st.DataObject
+) -> None:
+    one = array_scene(height, width)
+    y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    top, left = y - side // 2, x - side // 2
+    identity = np.arange(256, dtype=np.uint8)
+    image, mask = read_padded(one, identity, FILL, top, left, side)
+    rows, columns = np.arange(top, top + side), np.arange(left, left + side)
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    assert np.array_equal(mask, np.where(inside, rows[:, None], IGNORE))
+    assert np.array_equal(image[..., 0][inside], np.broadcast_to(rows[:, None], (side, side))[inside])
+    assert np.array_equal(image[..., 1][inside], np.broadcast_to(columns, (side, side))[inside])
+    assert image.shape == (side, side, 3)
+    assert (image[..., 0] < height).all()
+
+
+def test_pixels_without_data_hold_the_fill_and_are_ignored() -> None:
+    one = array_scene(6, 8, hole=True)
+    image, mask = read_padded(one, np.arange(256, dtype=np.uint8), FILL, 0, 0, 6)
+    assert (image[1:3, 2:4] == FILL).all()
+    assert (mask[1:3, 2:4] == IGNORE).all()
+    assert np.isfinite(image).all()
+    data = Crops((one,), np.arange(256, dtype=np.uint8), FILL, Augment(AugmentRecipe(), 32), 0.0, 0)
+    assert all(torch.isfinite(data[i][0]).all() for i in range(5))
+
+
+def test_colour_changes_leave_the_mask_alone(scenes: tuple[Scene, ...]) -> None:
+    strong = AugmentRecipe(scale=(1, 1), rotate=False, color=1, stain=1, blur=1)
+    assert torch.equal(crops(scenes, strong)[0][1], crops(scenes, STILL)[0][1])
+    assert not torch.equal(crops(scenes, strong)[0][0], crops(scenes, STILL)[0][0])
+
+
+def test_stain_jitter_of_no_strength_changes_nothing() -> None:
+    rgb = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    still = stain_jitter(rgb, 0.0, np.random.default_rng(0))
+    torch.testing.assert_close(still, rgb, atol=1e-3, rtol=0)
+    changed = stain_jitter(rgb, 0.3, np.random.default_rng(0))
+    assert not torch.allclose(changed, rgb, atol=0.01)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+
+
+def test_other_than_8_bit_rgb_gets_a_gain_for_each_band() -> None:
+    pixels = np.random.default_rng(0).normal(2000, 300, (64, 64, 5)).astype(np.float32)
+    one = Scene("a", "a", ArraySource(pixels), ArraySource(np.zeros((64, 64), np.uint8)))
+    how = AugmentRecipe(scale=(1, 1), rotate=False, color=0.3, blur=0)
+    data = Crops((one,), class_lookup([0, 1], ()), (0.0,) * 5, Augment(how, 32), 0.0, 0)
+    image, _ = data[0]
+    assert image.shape == (5, 32, 32)
+    assert torch.isfinite(image).all()
+    assert 0.5 * 2000 < image.mean() < 1.6 * 2000
+
+
+def test_the_scale_is_drawn_evenly_in_and_out(scenes: tuple[Scene, ...]) -> None:
+    augment = Augment(AugmentRecipe(scale=(0.5, 2), rotate=False), 100)
+    sides = [augment.draw_side(np.random.default_rng(i)) for i in range(300)]
+    assert 50 <= min(sides) < 56
+    assert 180 < max(sides) <= 200
+    assert 90 < np.median(sides) < 111
+    assert len(scenes) == 6
+
+
+def test_paths_are_all_that_crops_keep_of_their_images(scenes: tuple[Scene, ...]) -> None:
+    assert len(pickle.dumps(scenes)) < 20_000
+    assert all(isinstance(Path(s.image.path), Path) for s in scenes)

@@ -1,0 +1,346 @@
+"""A training, small enough to run in a second: what it leaves, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from labelled import content, recipe, write_data
+from PIL import Image
+
+from pipelines import evaluate, segment, train
+from pipelines.config import TrainRecipe
+from pipelines.errors import RequestError
+from pipelines.evaluation import record_scores, write_evaluation
+from pipelines.job import Options
+from pipelines.scenes import class_lookup, find_scenes, split_scenes
+from pipelines.training import Run, learning_rate, measure_bands, parameter_groups, remove_run, validate
+from veca_core import Model, ModelError, load_card, load_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe(data), out, device="cpu")
+    return out
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of the network and of its running mean, at the last checkpoint."""
+    state = torch.load(run / "training.pt", weights_only=True)
+    return {f"{part}.{name}": value for part in ("network", "average") for name, value in state[part].items()}
+
+
+def log(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_training_leaves_a_model_a_log_and_curves(trained: Path, data: Path) -> None:
+    assert {p.name for p in trained.iterdir()} == {"best", "log.csv", "curves.png", "training.pt"}
+    rows = log(trained)
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert all(float(row["loss"]) > 0 and 0 <= float(row["mean_iou"]) <= 1 for row in rows)
+    assert all(int(row["cores"]) in (8, 16) for row in rows)
+    assert Image.open(trained / "curves.png").size[0] > 500
+    card = load_card(trained / "best")
+    assert card.name == "tiny"
+    assert [c.value for c in card.classes] == [0, 4, 9]
+    assert card.bands.names == ("red", "green", "blue")
+    pixels = np.concatenate(
+        [np.array(Image.open(p)).reshape(-1, 3) for p in sorted((data / "images").glob("case[01]*"))]
+    )
+    assert card.bands.mean == pytest.approx(pixels.mean(0), abs=4)
+    assert card.bands.std == pytest.approx(pixels.std(0), rel=0.1)
+    (score,) = card.scores
+    assert (score.cores, score.mean_iou) == (16, max(float(row["mean_iou"]) for row in rows))
+
+
+def test_the_model_segments(trained: Path, data: Path, tmp_path: Path) -> None:
+    model = load_model(trained / "best")
+    bundle = segment(data / "images" / "case0_0.png", model, tmp_path, Options(device="cpu", exports=("mask",)))
+    assert np.isin(bundle.labels().levels[0][:], [0, 4, 9]).all()
+
+
+def test_the_average_follows_the_network(trained: Path) -> None:
+    state = weights(trained)
+    name = "encoder.blocks.0.mlp.fc1.weight"
+    assert not torch.equal(state[f"network.{name}"], state[f"average.module.{name}"])
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def stop_at(step: int) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        # The milestone's line comes before its checkpoint is written; the next batch's warning would come after.
+        if line.startswith(f"step {step}:"):
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(trained: Path, data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(data), tmp_path, device="cpu", report=stop_at(6))
+    assert len(log(tmp_path)) == 2
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] == 3
+    train(recipe(data), tmp_path, device="cpu", report=said.append)
+    assert said[0] == "going on after step 3 of 6"
+    whole, resumed = weights(trained), weights(tmp_path)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
+    best, again = (load_model(run / "best").network.state_dict() for run in (trained, tmp_path))
+    for name, value in best.items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_log_has_one_line_for_each_milestone_however_often_a_run_was_stopped(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(data), tmp_path, device="cpu", report=stop_at(6))
+    train(recipe(data), tmp_path, device="cpu")
+    assert [row["step"] for row in log(tmp_path)] == [row["step"] for row in log(trained)]
+
+
+def test_a_finished_training_is_returned_as_it_is(trained: Path, data: Path) -> None:
+    before = (trained / "best" / "model.safetensors").stat().st_mtime_ns
+    again = train(recipe(data), trained, device="cpu")
+    assert (trained / "best" / "model.safetensors").stat().st_mtime_ns == before
+    assert again.folder == trained / "best"
+    assert again.mean_iou == pytest.approx(max(float(row["mean_iou"]) for row in log(trained)), abs=1e-4)
+
+
+def test_the_run_of_another_recipe_is_not_gone_on_with(trained: Path, data: Path) -> None:
+    other = recipe(data, schedule={**content()["schedule"], "rate": 0.5})
+    with pytest.raises(RequestError, match="holds a run of another recipe; give another --out"):
+        train(other, trained, device="cpu")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "training.pt").write_bytes(damage)
+    with pytest.raises(RequestError, match=r"training\.pt cannot be read") as caught:
+        train(recipe(data), tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_something_else_is_named(data: Path, tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "training.pt")
+    with pytest.raises(RequestError, match=r"training\.pt cannot be read"):
+        train(recipe(data), tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "reason"),
+    [
+        ({"network": {**content()["network"], "overrides": {"depth": 3}}}, RequestError, "network.overrides: .*depth"),
+        ({"network": {**content()["network"], "overrides": {"heads": 5}}}, ModelError, "head's width"),
+        ({"network": {**content()["network"], "preset": "huge"}}, ModelError, "there is no preset 'huge'"),
+        ({"network": {**content()["network"], "stem": "resnet0"}}, ModelError, "the stem 'resnet0' is no encoder"),
+        ({"network": {**content()["network"], "head": "x"}}, ModelError, "there is no head 'x'"),
+        ({"network": {**content()["network"], "pretrained": "imagenet"}}, RequestError, "no ImageNet weights are known for"),
+        ({"network": {**content()["network"], "pretrained": "nowhere"}}, ModelError, "there is no model"),
+        ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, RequestError, "has 3 bands; the model reads 1"),
+        ({"schedule": {**content()["schedule"], "rate": 1e30}}, RequestError, "the loss became .* lower the rate"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_said(
+    data: Path, tmp_path: Path, changed: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason) as caught:
+        train(recipe(data, **changed), tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="there is no device 'gpu'"):
+        train(recipe(data), tmp_path, device="gpu")
+
+
+def test_training_starts_from_another_model(trained: Path, data: Path, tmp_path: Path) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best")}
+    frozen = {**content()["schedule"], "steps": 1, "rate": 1e-12}
+    train(recipe(data, network=start, schedule=frozen), tmp_path, device="cpu")
+    mine, theirs = (load_model(run / "best").network.state_dict() for run in (tmp_path, trained))
+    for name, value in theirs.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(mine[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_of_other_sizes_cannot_be_started_from(trained: Path, data: Path, tmp_path: Path) -> None:
+    overrides = {**content()["network"]["overrides"], "layers": 3}
+    start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
+    with pytest.raises((RequestError, ModelError), match="do not fit") as caught:
+        train(recipe(data, network=start), tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def run(data: Path, out: Path, **changed: Any) -> Run:
+    return Run.prepare(recipe(data, **changed), out, CPU, lambda _: None)
+
+
+def test_budgets_are_drawn_by_their_weights_and_by_seed_and_step_alone(data: Path, tmp_path: Path) -> None:
+    one, other = run(data, tmp_path / "a"), run(data, tmp_path / "b")
+    drawn = []
+    for step in range(600):
+        one.step = other.step = step
+        drawn.append(one.draw_cores())
+        assert other.draw_cores() == drawn[-1]
+    assert set(drawn) == {8, 16}
+    # Both budgets of a bank of 16 have the published weight 1.
+    assert 0.42 < np.mean(np.array(drawn) == 8) < 0.58
+
+
+def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
+    described = TrainRecipe.model_validate({**content(), "schedule": {"steps": 200, "warmup": 10, "rate": 0.1}})
+    rates = [learning_rate(step, described) for step in range(201)]
+    assert rates[:3] == pytest.approx([0.01, 0.02, 0.03])
+    assert max(rates) == rates[9] == rates[10] == 0.1
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.001)
+
+
+def test_vectors_do_not_decay_and_a_pretrained_stem_learns_slowly(trained: Path, data: Path) -> None:
+    network = load_model(trained / "best").network
+    groups = parameter_groups(network, recipe(data))
+    assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+    for group in groups:
+        assert group["factor"] == 1.0
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    lite = {**content()["network"], "stem": "tu-tf_efficientnet_lite0", "pretrained": "imagenet"}
+    described = recipe(data, network=lite)
+    from pipelines.training import build, network_config, new_card
+
+    card = new_card(described, load_card(trained / "best").bands, network_config(described.network, 3))
+    stemmed = build(card.architecture, card.bands, 3)
+    slow = [p for g in parameter_groups(stemmed, described) if g["factor"] == 0.2 for p in g["params"]]
+    assert {id(p) for p in slow} == {id(p) for p in stemmed.encoder.stem.body.parameters()}
+    assert "started from ImageNet weights" in card.data
+
+
+def test_a_pretrained_model_and_its_stem_learn_at_one_rate(trained: Path, data: Path) -> None:
+    described = recipe(data, network={**content()["network"], "pretrained": str(trained / "best")})
+    groups = parameter_groups(load_model(trained / "best").network, described)
+    assert {g["factor"] for g in groups} == {1.0}
+
+
+def test_bands_are_measured_on_valid_pixels(tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    for path in (data / "images").iterdir():
+        picture = np.array(Image.open(path))
+        clear = np.full((*picture.shape[:2], 1), 255, np.uint8)
+        clear[: len(clear) // 2] = 0
+        picture[: len(clear) // 2] = 255
+        Image.fromarray(np.concatenate([picture, clear], axis=2)).save(path)
+    bands = measure_bands(find_scenes(recipe(data).data))
+    assert max(bands.mean) < 240
+    assert bands.dtype == "uint8"
+
+
+def test_remove_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    for name in ("training.pt", "log.csv", "curves.png", "mine.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.json").touch()
+    remove_run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    remove_run(tmp_path / "none")
+
+
+# Evaluation.
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> Model:
+    return load_model(trained / "best")
+
+
+def test_there_is_one_score_for_each_budget(model: Model, data: Path, tmp_path: Path) -> None:
+    result = evaluate(model, recipe(data).data, device="cpu")
+    assert [score.cores for score in result.scores] == [8, 16]
+    assert result.scenes == ("case2_0", "case2_1")
+    # What training recorded for the full budget was measured by the same path.
+    assert result.scores[1] == model.card.scores[0]
+    table = result.table().splitlines()
+    assert table[0].split() == ["cores", "mean", "IoU", "mean", "Dice", *result.scores[0].iou]
+    assert [line.split()[0] for line in table[1:]] == ["8", "16"]
+    written = write_evaluation(result, tmp_path / "scores")
+    assert [p.name for p in written] == ["evaluation.json", "evaluation.png"]
+    content = json.loads(written[0].read_text(encoding="utf-8"))
+    assert content["scores"][0]["mean_iou"] == result.scores[0].mean_iou
+    assert Image.open(written[1]).size[0] > 300
+
+
+def test_scores_are_those_of_the_labels_that_segment_writes(model: Model, data: Path, tmp_path: Path) -> None:
+    result = evaluate(model, recipe(data).data, cores=[8], everything=True, device="cpu")
+    assert len(result.scenes) == 6
+    hits, unions = np.zeros(3), np.zeros(3)
+    for path in sorted((data / "images").iterdir()):
+        bundle = segment(path, model, tmp_path, Options(device="cpu", cores=8, exports=()))
+        called, truth = bundle.labels().levels[0][:], np.array(Image.open(data / "masks" / path.name))
+        for i, value in enumerate((0, 4, 9)):
+            hits[i] += ((called == value) & (truth == value)).sum()
+            unions[i] += ((called == value) | (truth == value)).sum()
+    assert list(result.scores[0].iou.values()) == pytest.approx(hits / unions, abs=1e-4)
+
+
+def test_recorded_scores_are_in_the_card(trained: Path, model: Model, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (copy / name).write_bytes((trained / "best" / name).read_bytes())
+    result = evaluate(load_model(copy), recipe(data).data, device="cpu")
+    record_scores(load_model(copy), result)
+    assert load_card(copy).scores == result.scores
+    assert load_card(copy).score(8) == result.scores[0]
+    assert load_model(copy).digest != model.digest
+
+
+@pytest.mark.parametrize("budgets", [[7], [8, 24], [0]])
+def test_a_budget_that_the_model_has_not_is_refused_before_anything_runs(
+    model: Model, data: Path, budgets: list[int]
+) -> None:
+    said: list[str] = []
+    with pytest.raises(ModelError, match="ask for a multiple of 8 from 8 to 16"):
+        evaluate(model, recipe(data).data, cores=budgets, device="cpu", report=said.append)
+    assert said == []
+
+
+def test_data_of_other_classes_or_bands_is_refused(model: Model, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    path = data / "masks" / "case2_0.png"
+    mask = np.array(Image.open(path))
+    Image.fromarray(np.where(mask == 4, 5, mask).astype(np.uint8)).save(path)
+    with pytest.raises(RequestError, match=r"holds the values \[5\]"):
+        evaluate(model, recipe(data).data, device="cpu")
+    Image.fromarray(mask).save(path)
+    picture = data / "images" / "case2_0.png"
+    Image.open(picture).convert("L").save(picture)
+    with pytest.raises(RequestError, match="has 1 bands; tiny reads 3"):
+        evaluate(model, recipe(data).data, device="cpu")
+
+
+def test_validation_is_the_same_in_blocks(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = recipe(data)
+    scenes = split_scenes(find_scenes(described.data), described.data).validation
+    lookup = class_lookup([0, 4, 9], ())
+    whole = validate(model.network, model.card, scenes, lookup, CPU)
+    monkeypatch.setattr("pipelines.training.VALIDATION_BLOCK", 32)
+    assert np.array_equal(validate(model.network, model.card, scenes, lookup, CPU).counts, whole.counts)
