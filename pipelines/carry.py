@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling import Box
+from tiling import Box, Size
 
 LIMIT: Final = 256 * 2**20
 """Bytes kept at most; beyond it a window is run again, which gives the same values."""
@@ -19,7 +19,9 @@ class Carry:
     Only a saving: a block that finds nothing here, after a resume or on another machine, runs the window itself.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, size: Size, limit: int = LIMIT) -> None:
+        """`size` is the image's: what windows say of pixels beyond its edges is asked for by nobody."""
+        self.image = size.box
         self.limit = limit
         self.parts: dict[Box, list[tuple[Box, NDArray[np.float32]]]] = {}
         self.bytes = 0
@@ -29,7 +31,8 @@ class Carry:
         right = _between(max(window.y, block.y), block.right, min(window.bottom, block.bottom), window.right)
         below = _between(block.bottom, window.x, window.bottom, window.right)
         for part in (right, below):
-            common = part.intersect(window) if part else None
+            inside = part.intersect(window) if part else None
+            common = inside.intersect(self.image) if inside else None
             if common is None:
                 continue
             piece = values[(slice(None), *common.relative_to(window).slices)].copy()

@@ -92,7 +92,9 @@ class ScheduleRecipe(_Part):
     crop: Annotated[int, Field(ge=32)] = 384
     """Side of a training crop in pixels."""
     rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate of AdamW; the pretrained stem takes a fifth of it."""
+    """Peak learning rate of AdamW."""
+    stem_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of that rate at which a pretrained stem learns."""
     weight_decay: float = 0.05
     warmup: Annotated[int, Field(ge=0)] = 50
     """Steps of linear warm-up before the cosine."""

@@ -35,6 +35,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.balance = balance
         self.seed = seed
         self.areas = np.array([scene.image.levels[0].size.pixels for scene in scenes], dtype=np.float64)
+        self.groups = np.unique([scene.group for scene in scenes], return_inverse=True)[1]
         self.places = [_places(scene, lookup) for scene in scenes]
         self.per_class = np.array([[len(places) for places in scene] for scene in self.places], dtype=np.float64)
 
@@ -54,17 +55,25 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return self.augment(image, mask, rng)
 
     def _draw_centre(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Scene, row and column: on a pixel of a class drawn with equal chances, or anywhere."""
+        """Scene, row and column: on a pixel of a class drawn with equal chances, or anywhere.
+
+        Groups of scenes (slides, tiles) have equal chances too, so that a large one does not drown the others.
+        """
         classes = np.flatnonzero(self.per_class.sum(axis=0))
         if len(classes) and rng.random() < self.balance:
             cls = rng.choice(classes)
-            share = self.per_class[:, cls] / self.per_class[:, cls].sum()
-            scene = int(rng.choice(len(self.scenes), p=share))
+            scene = self._draw_scene(self.per_class[:, cls], rng)
             y, x = self.places[scene][cls][rng.integers(len(self.places[scene][cls]))]
             return scene, int(y) * INDEX_STRIDE, int(x) * INDEX_STRIDE
-        scene = int(rng.choice(len(self.scenes), p=self.areas / self.areas.sum()))
+        scene = self._draw_scene(self.areas, rng)
         size = self.scenes[scene].image.levels[0].size
         return scene, int(rng.integers(size.height)), int(rng.integers(size.width))
+
+    def _draw_scene(self, amounts: NDArray[np.float64], rng: np.random.Generator) -> int:
+        """A scene: first a group, all that have any of it alike, then one of its scenes in proportion to `amounts`."""
+        of_group = np.bincount(self.groups, amounts)[self.groups]
+        shares = np.divide(amounts, of_group, out=np.zeros_like(amounts), where=of_group > 0)
+        return int(rng.choice(len(self.scenes), p=shares / shares.sum()))
 
 
 def read_padded(

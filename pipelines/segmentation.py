@@ -180,7 +180,7 @@ def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
     network = job.model.network.to(device)
     predictor = Predictor(network, job.plan.cores, job.plan.batch, device, getattr(torch, job.plan.precision))
     tissue = tissue_mask(job.view) if job.source.kind == "slide" and job.options.tissue else None
-    carry = Carry()
+    carry = Carry(job.view.size)
     with open_canvas(job, partial) as canvas:
         total = job.blocks
         resumed = sum(canvas.is_done(block) for block in canvas.blocks)

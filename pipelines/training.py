@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,16 +190,18 @@ class Run:
         self.save_checkpoint()
 
     def log(self, row: Sequence[Any]) -> None:
-        """Adds a line to log.csv and redraws curves.png from all of it."""
+        """Adds a line to log.csv, in place of any that a stopped run left from this step on, and draws curves.png."""
         from pipelines.curves import draw_curves
 
         path = self.out / LOG
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            writer.writerow(row)
+        rows: list[Sequence[Any]] = [COLUMNS]
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += [line for line in list(csv.reader(file))[1:] if int(line[0]) < self.step]
+        partial = self.out / f".{LOG}"
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([*rows, row])
+        partial.replace(path)
         draw_curves(path, self.out / CURVES)
 
     def save_checkpoint(self) -> None:
@@ -217,9 +220,14 @@ class Run:
         partial.replace(self.out / STATE)
 
     def load_checkpoint(self) -> None:
-        """Goes on from training.pt; raises RequestError where it belongs to another recipe."""
-        state = torch.load(self.out / STATE, map_location=self.device, weights_only=True)
-        if state["recipe"] != self.recipe.model_dump_json():
+        """Goes on from training.pt; raises RequestError where that is damaged or belongs to another recipe."""
+        path = self.out / STATE
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            recipe = state["recipe"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} cannot be read; remove it, or start anew with --overwrite") from error
+        if recipe != self.recipe.model_dump_json():
             raise RequestError(f"{self.out} holds a run of another recipe; give another --out, or remove that folder")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -247,7 +255,7 @@ def validate(
     for scene in scenes:
         view = View.open(scene.image)
         grid = Grid.over(view.size, card.window, card.window // 8, config.patch)
-        carry = Carry()
+        carry = Carry(view.size)
         for block in blocks(view.size, VALIDATION_BLOCK):
             called = predictor.predict_block(view, grid, block, carry=carry).labels(indices, IGNORE)
             confusion.add(scene.targets(block, lookup), called)
@@ -265,14 +273,15 @@ def learning_rate(step: int, recipe: TrainRecipe) -> float:
 
 
 def parameter_groups(network: Segmenter, recipe: TrainRecipe) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not; a pretrained stem learns at a fifth of the rate."""
+    """Matrices decay, vectors do not; a pretrained stem learns at its own share of the rate."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         slow = recipe.network.pretrained is not None and name.startswith("encoder.stem.body.")
         groups.setdefault((slow, parameter.ndim > 1), []).append(parameter)
     decay = recipe.schedule.weight_decay
+    stem_rate = recipe.schedule.stem_rate
     return [
-        {"params": parameters, "factor": 0.2 if slow else 1.0, "weight_decay": decay if decays else 0.0}
+        {"params": parameters, "factor": stem_rate if slow else 1.0, "weight_decay": decay if decays else 0.0}
         for (slow, decays), parameters in groups.items()
     ]
 
@@ -286,12 +295,18 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
 
 
 def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
-    """The weights that training starts from."""
+    """The weights that training starts from; raises RequestError where they are for another network."""
     if recipe.pretrained == "imagenet":
         load_imagenet(network.encoder.stem, recipe.stem, cache_folder())
     elif recipe.pretrained is not None:
         start = load_model(recipe.pretrained).network
-        network.encoder.load_state_dict(start.encoder.state_dict())
+        try:
+            network.encoder.load_state_dict(start.encoder.state_dict())
+        except RuntimeError as error:
+            raise RequestError(
+                f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
+                "overrides and bands, or leave 'pretrained' out"
+            ) from error
         if start.classes == network.classes:
             network.head.load_state_dict(start.head.state_dict())
 
