@@ -57,8 +57,11 @@ def segment(
 
     Example: veca segment slides/ --model nuclei --out results
     """
-    from pipelines.bundle import Bundle
     from pipelines.images import list_images
+
+    listed = list_images(images)
+    # What comes now loads torch, which takes seconds: a wrong path is told before.
+    from pipelines.bundle import Bundle
     from pipelines.job import Options
     from pipelines.plan import parse_bytes
     from pipelines.segmentation import segment_all
@@ -76,7 +79,6 @@ def segment(
         tissue=tissue,
         overwrite=overwrite,
     )
-    listed = list_images(images)
     loaded = load_model(model)
     check_folder(out)
     with ProgressBar("blocks") as bar:

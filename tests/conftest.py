@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else this machine does than about the code.
+settings.register_profile("veca", deadline=None)
+settings.load_profile("veca")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

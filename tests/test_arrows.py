@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,18 @@ def test_nothing_but_these_packages_is_shipped() -> None:
     assert packages == MAY_IMPORT.keys()
 
 
-def test_opening_an_image_never_loads_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, tiling, tiling.canvas, tiling.exports; print('torch' in sys.modules)"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+@pytest.mark.parametrize("package", ["tiling", "veca_core", "pipelines"])
+def test_every_public_name_is_there(package: str) -> None:
+    module = import_module(package)
+    assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_neither_images_nor_the_command_s_own_start_load_torch() -> None:
+    modules = "tiling, tiling.canvas, tiling.exports, pipelines.cli, pipelines.images, pipelines.config, pipelines.view"
+    command = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from veca_core.weights import Model, load_card, load_model, load_official_encoder, save_model, shipped_models
 
 _HOMES: Final = {
-    "Card": "veca_core.card",
-    "PRESETS": "veca_core.config",
-    "VecaConfig": "veca_core.config",
-    "preset": "veca_core.config",
-    "Tokens": "veca_core.encoder",
-    "VecaEncoder": "veca_core.encoder",
-    "ModelError": "veca_core.errors",
-    "Segmenter": "veca_core.model",
-    "build": "veca_core.model",
-    "Model": "veca_core.weights",
-    "load_card": "veca_core.weights",
-    "load_model": "veca_core.weights",
-    "load_official_encoder": "veca_core.weights",
-    "save_model": "veca_core.weights",
-    "shipped_models": "veca_core.weights",
+    "Card": "card",
+    "PRESETS": "config",
+    "VecaConfig": "config",
+    "preset": "config",
+    "Tokens": "encoder",
+    "VecaEncoder": "encoder",
+    "ModelError": "errors",
+    "Segmenter": "model",
+    "build": "model",
+    "Model": "weights",
+    "load_card": "weights",
+    "load_model": "weights",
+    "load_official_encoder": "weights",
+    "save_model": "weights",
+    "shipped_models": "weights",
 }
-"""Public name -> its module, loaded when it is first used: torch alone takes seconds."""
+"""Public name -> its module here, loaded when it is first used: torch takes seconds, and errors need none of it."""
 
 __all__ = [
     "PRESETS",
@@ -54,4 +54,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

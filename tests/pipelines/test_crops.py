@@ -103,10 +103,10 @@ def test_image_and_mask_are_turned_zoomed_and_mixed_together(scenes: tuple[Scene
     assert np.mean(right) > 0.9
 
 
-@pytest.mark.parametrize(("balance", "least", "most"), [(1.0, 0.25, 0.45), (0.0, 0.0, 0.05)])
+@pytest.mark.parametrize(("balance", "least", "most"), [(1.0, 0.22, 0.5), (0.0, 0.0, 0.06)])
 def test_balance_finds_rare_classes(scenes: tuple[Scene, ...], balance: float, least: float, most: float) -> None:
     data = crops(scenes, STILL, balance, side=32)
-    found = [2 in middle(data[i][1]) for i in range(150)]
+    found = [2 in middle(data[i][1]) for i in range(100)]
     assert least <= np.mean(found) <= most
 
 

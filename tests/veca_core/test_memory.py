@@ -81,3 +81,4 @@ def test_the_size_of_a_network_is_that_of_its_parts(stem: str, head: str) -> Non
     assert (size.dim, size.patch, size.bands, size.classes) == (48, 16, 4, 6)
     assert size.weights == 4 * size.parameters
     assert next(model.parameters()).device.type == "cpu", "measuring leaves the network where it is"
+    assert network_size(model) is size, "it is measured once"
