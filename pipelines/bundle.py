@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import uuid
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import rasterio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
 from tiling import ImageError, View, open_image
+from tiling.exports import FILES
 from tiling.labels import Labels
+from tiling.readers.raster import SIDECARS, WORLD_FILES
 from veca_core.card import first_problem
 
 RUN: Final = "run.json"
@@ -85,6 +89,8 @@ class RunRecord(_Part):
     model: ModelRecord
     plan: PlanRecord
     grid: GridRecord
+    request: str = ""
+    """Of input, model and wishes together: names what was asked for."""
     fingerprint: str
     """Of input, model, plan and options together: names this run."""
     windows: int
@@ -115,8 +121,8 @@ class Bundle:
     def open(cls, folder: Path) -> Bundle:
         """Reads run.json; raises RequestError where the folder is no finished result."""
         try:
-            return cls(folder, RunRecord.model_validate_json((folder / RUN).read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
+            return cls(folder, RunRecord.model_validate_json((folder / RUN).read_bytes()))
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RequestError(f"{folder} is no finished result: it has no {RUN}") from error
         except ValidationError as error:
             raise RequestError(f"{folder / RUN}: {first_problem(error)}") from error
@@ -163,25 +169,36 @@ def write_run(folder: Path, record: RunRecord) -> None:
     """Writes run.json by a rename: with it, a result is finished."""
     text = json.dumps(record.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False) + "\n"
     partial = folder / f".{RUN}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(folder / RUN)
 
 
 def remove_result(folder: Path) -> None:
     """Removes what a finished result holds beside its labels, run.json last; whatever else lies there is left alone."""
-    try:
-        outputs = Bundle.open(folder).run.outputs
-    except RequestError:
-        outputs = ()
-    for name in outputs:
-        if name != LABELS and Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
     (folder / RUN).unlink(missing_ok=True)
 
 
 def image_fingerprint(path: str) -> str:
-    """Path, size and time of change of a file (or of a folder's own entry), as text; unique for what is no file."""
-    if not Path(path).exists():
+    """Names, sizes and times of change of the files that make an image, as text; unique for what is no file.
+
+    The files are the image itself, all of a folder's, what a VRT refers to, and the sidecars that GDAL reads.
+    """
+    place = Path(path)
+    if not place.exists():
         return f"{path}:{uuid.uuid4()}"
-    stat = Path(path).stat()
-    return f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else image_files(place)
+    parts = [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return f"{place.resolve()}:{hashlib.sha256(chr(10).join(parts).encode(errors='backslashreplace')).hexdigest()}"
+
+
+def image_files(path: Path) -> list[Path]:
+    """The files that make an image of one file: itself, the sidecars there are, and what a VRT refers to."""
+    beside = [path.with_name(path.name + ending) for ending in SIDECARS]
+    beside += [path.with_suffix(ending) for ending in WORLD_FILES]
+    files = [path, *(file for file in beside if file.is_file())]
+    if path.suffix.lower() == ".vrt":
+        with rasterio.open(path) as dataset:
+            files += [Path(name) for name in dataset.files if Path(name).is_file()]
+    return files

@@ -13,6 +13,7 @@ import typer
 
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.progress import ProgressBar, to_stderr
+from veca_core.errors import ModelError
 
 app = typer.Typer(
     name="veca",
@@ -126,6 +127,7 @@ def plan(
         device=device,
         spacing=parse_spacing(spacing),
     )
+    check_exists(image)
     source = open_image(image)
     job = Job.prepare(source, load_model(model), Path(source.name), options)
     rows = job.choices()
@@ -142,6 +144,7 @@ def info(image: Annotated[str, typer.Argument(help="An image.")], as_json: Json 
     from pipelines.describe import info as look
     from pipelines.describe import info_lines
 
+    check_exists(image)
     facts = look(image)
     print_json(facts) if as_json else print_lines(info_lines(facts))
 
@@ -190,14 +193,11 @@ def train(
     Example: veca train docs/models/nuclei.yaml --out runs/nuclei
     """
     from pipelines.config import read_data, read_recipe
-    from pipelines.training import remove_run
     from pipelines.training import train as run
 
     checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe)
     check_folder(out)
-    if overwrite:
-        remove_run(out)
-    trained = run(checked, out, device=device, threads=threads, report=to_stderr)
+    trained = run(checked, out, device=device, threads=threads, overwrite=overwrite, report=to_stderr)
     to_stderr(f"best model: {trained.folder} (mean IoU {trained.mean_iou:.4f} at step {trained.step})")
     if as_json:
         print_json({"model": str(trained.folder), "mean_iou": trained.mean_iou, "step": trained.step})
@@ -264,7 +264,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     try:
         app()
-    except RequestError as error:
+    except (RequestError, ModelError) as error:
         to_stderr(f"veca: {error}")
         sys.exit(2)
     except USER_ERRORS as error:
@@ -283,7 +283,7 @@ def parse_cores(text: str) -> int | None:
     """'auto' -> None; raises RequestError for what is no number."""
     if text == "auto":
         return None
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise RequestError(f"cannot read {text!r} as a number of cores; write auto, or a number like 32")
     return int(text)
 
@@ -298,6 +298,12 @@ def parse_spacing(text: str | None) -> Any:
         return Spacing.parse(text)
     except ValueError as error:
         raise RequestError(str(error)) from error
+
+
+def check_exists(image: str) -> None:
+    """Raises RequestError for a path that is not there."""
+    if not Path(image).exists():
+        raise RequestError(f"{image}: no such file")
 
 
 def check_folder(out: Path) -> None:

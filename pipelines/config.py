@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
-from veca_core.card import Bands, ClassInfo, PixelSize, check_distinct, first_problem
+from veca_core.card import STEM, Bands, ClassInfo, PixelSize, check_distinct, first_problem
 
 PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 """Colours for classes that nobody named: Okabe and Ito's, which most colour-blind people tell apart."""
@@ -49,7 +49,7 @@ class NetworkRecipe(_Part):
     """The network to train."""
 
     preset: str = "tiny"
-    stem: str = "tu-tf_efficientnet_lite0"
+    stem: Annotated[str, Field(pattern=STEM)] = "tu-tf_efficientnet_lite0"
     """'patch' for the paper's embedding, or an encoder of segmentation-models-pytorch."""
     head: str = "unet"
     overrides: dict[str, Any] = {}
@@ -168,13 +168,14 @@ def read_recipe(path: Path) -> TrainRecipe:
 
 def read_data(folder: Path) -> TrainRecipe:
     """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold."""
+    from pipelines.images import is_image_name
     from tiling import open_image
 
     masks = folder / "masks"
     if not masks.is_dir() or not (folder / "images").is_dir():
         raise RequestError(f"{folder} has no images/ and masks/; give a YAML recipe, or such a folder")
     values: set[int] = set()
-    for path in sorted(p for p in masks.iterdir() if not p.name.startswith(".")):
+    for path in sorted(p for p in masks.iterdir() if is_image_name(p)):
         mask = open_image(path)
         values |= set(np.unique(mask.read(mask.levels[0].size.box)).tolist()) - {255}
     if len(values) < 2:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.ahead import ahead
 from pipelines.carry import Carry
 from tiling import Box, Grid, Stitcher, View, taper
-from veca_core import Segmenter
+from veca_core import ModelError, Segmenter
 
 
 class Tissue(Protocol):
@@ -68,6 +68,8 @@ class Predictor:
     device: torch.device
     precision: torch.dtype
     taper: str = "linear"
+    bands: tuple[int, ...] | None = None
+    """Which band of the image is the model's first, second ...; None: they are in the model's order."""
 
     def predict_block(
         self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None, carry: Carry | None = None
@@ -92,14 +94,17 @@ class Predictor:
         self, view: View, windows: Iterable[Box], block: Box, carry: Carry | None
     ) -> Iterator[_Known | _Read]:
         """What is known of each window, or else its pixels, read ahead; windows without a valid pixel are left out."""
-        fill = self.network.mean.flatten().tolist()
+        means = self.network.mean.flatten().tolist()
+        fill = means if self.bands is None else [means[self.bands.index(i)] for i in range(len(means))]
 
         def look(window: Box) -> _Known | _Read | None:
             known = carry.take(window, block) if carry is not None else None
             if known is not None:
                 return _Known(window, *known)
             pixels, valid = view.window(window, fill)
-            return _Read(window, pixels) if valid.any() else None
+            if not valid.any():
+                return None
+            return _Read(window, pixels if self.bands is None else pixels[..., self.bands])
 
         return (piece for piece in ahead(look, windows, self.batch + 1) if piece is not None)
 
@@ -130,6 +135,8 @@ class Predictor:
         tensor = torch.from_numpy(_torch_ready(full)).to(self.device).permute(0, 3, 1, 2)
         with torch.inference_mode(), autocast(self.device, self.precision):
             logits = self.network(tensor, self.cores)
+        if not torch.isfinite(logits).all():
+            raise ModelError("the model answered with values that are no numbers; its weights or its card are damaged")
         result: NDArray[np.float32] = logits.float().softmax(dim=1)[: len(pixels)].cpu().numpy()
         return result
 

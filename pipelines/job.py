@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,12 +25,14 @@ from pipelines.bundle import (
 )
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
-from pipelines.plan import Choice, Plan, Wishes, choices, make_plan
+from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, make_plan
 from tiling import Grid, Source, Spacing, View
 from tiling.exports import EXPORTS
 from veca_core import Model
 from veca_core.model import network_size
 
+PLAN: Final = "plan.json"
+"""Of a run that is not finished."""
 DEFAULT_EXPORTS: Final = ("mask", "areas", "preview")
 PACKAGES: Final = ("veca", "torch", "numpy", "zarr", "tifffile", "rasterio")
 """Whose versions run.json records."""
@@ -58,6 +61,13 @@ class Options:
         if unknown:
             raise RequestError(f"there is no export {unknown[0]!r}; the exports are {', '.join(EXPORTS)}")
 
+    def check(self, model: Model) -> None:
+        """Raises RequestError or ModelError for what this model can do for no image at all."""
+        model.network.encoder.config.check_budget(self.cores)
+        choose_device(self.device)
+        if self.window is not None or self.overlap is not None:
+            check_overlap(self.window or model.card.window, model.network.encoder.config.patch, self.overlap)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -70,25 +80,38 @@ class Job:
     grid: Grid
     folder: Path
     options: Options
+    request: str
+    """Names what was asked for, whatever plan was then made."""
     fingerprint: str
+    """Names request and plan."""
 
     @classmethod
     def prepare(cls, source: Source, model: Model, folder: Path, options: Options) -> Job:
         """Chooses view and plan; raises where the model cannot read this image."""
-        bands = model.card.bands.names
-        if len(source.bands) != len(bands):
-            raise RequestError(
-                f"{source.path} has {len(source.bands)} bands ({', '.join(source.bands)}), "
-                f"but {model.card.name} reads {len(bands)} ({', '.join(bands)})"
-            )
+        check_bands(source, model)
         cores = model.network.encoder.config.check_budget(options.cores)
         view = open_view(source, model, options)
         wishes = Wishes(cores, options.window, options.overlap, options.memory, options.device)
         full, window = model.network.encoder.config.cores, model.card.window
-        plan = make_plan(network_size(model.network), view.size, full, window, wishes)
+        asked = request(source, model, options)
+        plan = remembered_plan(folder, asked, make_plan(network_size(model.network), view.size, full, window, wishes))
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
-        mark = fingerprint(source, model, plan, options)
-        return cls(source, model, view, plan, grid, folder, options, mark)
+        mark = fingerprint(asked, plan)
+        return cls(source, model, view, plan, grid, folder, options, asked, mark)
+
+    @property
+    def bands(self) -> tuple[int, ...] | None:
+        """Where the model's bands lie in the image, where the image names the same ones in another order."""
+        here, wanted = self.source.bands, self.model.card.bands.names
+        if here == wanted or sorted(here) != sorted(wanted):
+            return None
+        return tuple(here.index(name) for name in wanted)
+
+    @property
+    def searches_tissue(self) -> bool:
+        """Whether parts without tissue are left out: with models for slides, and on slides with models for anything."""
+        kind = self.model.card.kind
+        return self.options.tissue and (kind == "slide" or (kind == "any" and self.source.kind == "slide"))
 
     def choices(self) -> list[Choice]:
         """The plan among those that were not chosen."""
@@ -131,7 +154,7 @@ class Job:
         transform = self.view.georef.transform
         return RunRecord(
             image=ImageRecord(
-                path=str(source.path), kind=source.kind, size=(size.height, size.width), bands=source.bands,
+                path=absolute(source.path), kind=source.kind, size=(size.height, size.width), bands=source.bands,
                 dtype=str(source.dtype), spacing=str(spacing) if spacing else None,
                 fingerprint=image_fingerprint(source.path),
             ),
@@ -143,6 +166,7 @@ class Job:
                 transform=(transform.a, transform.b, transform.c, transform.d, transform.e, transform.f),
                 note=self.view.note,
             ),
+            request=self.request,
             fingerprint=self.fingerprint,
             windows=len(self.grid),
             blocks=self.blocks,
@@ -156,6 +180,21 @@ class Job:
         )  # fmt: skip
 
 
+def check_bands(source: Source, model: Model) -> None:
+    """Raises RequestError where the model cannot read the image's bands or their numbers."""
+    bands = model.card.bands
+    if len(source.bands) != len(bands.names):
+        raise RequestError(
+            f"{source.path} has {len(source.bands)} bands ({', '.join(source.bands)}), "
+            f"but {model.card.name} reads {len(bands.names)} ({', '.join(bands.names)})"
+        )
+    if str(source.dtype) != bands.dtype:
+        raise RequestError(
+            f"{source.path} holds {source.dtype} values, but {model.card.name} was trained on {bands.dtype}; "
+            f"convert the image, or train a model on such images"
+        )
+
+
 def open_view(source: Source, model: Model, options: Options) -> View:
     """The image at the model's spacing, or as it is where the model or the user says so."""
     if options.spacing == "native" or model.card.spacing is None:
@@ -165,12 +204,48 @@ def open_view(source: Source, model: Model, options: Options) -> View:
     return View.open(source, wanted, options.spacing)
 
 
-def fingerprint(source: Source, model: Model, plan: Plan, options: Options) -> str:
-    """Names a run: the same for the same input, model and choices, whatever memory happened to be free."""
-    chosen = (plan.cores, plan.window, plan.overlap, plan.batch, plan.block, plan.precision, plan.device)
-    wanted = (str(options.spacing), options.tissue)
-    text = json.dumps([image_fingerprint(source.path), model.digest, chosen, wanted, version("veca")])
+def absolute(path: str) -> str:
+    """The path from the root, so that a result finds its image from any folder; what is no path stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def request(source: Source, model: Model, options: Options) -> str:
+    """Names what is asked for: the same for the same input, model and wishes."""
+    wishes = (options.cores, options.window, options.overlap, str(choose_device(options.device)))
+    text = json.dumps(
+        [image_fingerprint(source.path), model.digest, wishes, str(options.spacing), options.tissue, version("veca")]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(asked: str, plan: Plan) -> str:
+    """Names a run: what was asked for, and what was chosen for it."""
+    chosen = (plan.cores, plan.window, plan.overlap, plan.batch, plan.block, plan.precision, plan.device)
+    return hashlib.sha256(json.dumps([asked, chosen]).encode()).hexdigest()
+
+
+def remember_plan(job: Job) -> None:
+    """Leaves the plan beside an unfinished result: whoever goes on uses it, however much memory is free then."""
+    content = json.dumps({"request": job.request, "plan": asdict(job.plan)}) + "\n"
+    partial = job.folder / f".{PLAN}.{os.getpid()}"
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(job.folder / PLAN)
+
+
+def remembered_plan(folder: Path, asked: str, fresh: Plan) -> Plan:
+    """The plan of a finished result of the same request, or of an interrupted one if it fits; else the fresh one."""
+    try:
+        run = Bundle.open(folder).run
+        if run.request == asked:
+            return Plan(**run.plan.model_dump())
+    except RequestError:
+        pass
+    try:
+        content = json.loads((folder / PLAN).read_bytes())
+        plan = Plan(**{**content["plan"], "memory": fresh.memory})
+    except (OSError, ValueError, KeyError, TypeError):
+        return fresh
+    return plan if content["request"] == asked and plan.predicted <= fresh.memory else fresh
 
 
 def versions() -> dict[str, str]:

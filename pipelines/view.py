@@ -120,8 +120,9 @@ def read_areas(bundle: Bundle) -> list[AreaRow]:
 
 
 def list_files(bundle: Bundle) -> list[Path]:
-    """Those of FILES that were made."""
-    return [path for path in (bundle.folder / name for name in FILES) if path.is_file()]
+    """Those of FILES that the run made."""
+    made = (bundle.folder / name for name in FILES if name in bundle.run.outputs)
+    return [path for path in made if path.is_file()]
 
 
 def _find_runs(root: Path) -> Iterator[Path]:

@@ -76,12 +76,14 @@ class Canvas:
         kind: Kind,
         name: str,
         fingerprint: str,
+        anew: bool = False,
     ) -> Self:
         """Takes up the canvas at `path` where it is the same (fingerprint and all else); otherwise starts anew there.
 
-        Block and chunk are sides in pixels, a block a whole number of chunks. Finished blocks are read again and
-        checked; one that does not match its checksum is to be done again. Raises CanvasBusy while another process
-        writes it, and ImageError where `path` holds something that is no canvas, which is left alone.
+        With `anew` it starts anew in any case. Block and chunk are sides in pixels, a block a whole number of chunks.
+        Finished blocks are read again and checked; one that does not match its checksum is to be done again. Raises
+        CanvasBusy while another process writes it, and ImageError where `path` holds something that is no canvas,
+        which is left alone.
         """
         if min(block, chunk) <= 0 or block % chunk:
             raise ValueError(
@@ -94,7 +96,7 @@ class Canvas:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
         try:
-            if _is_same(path, description, size, block, chunk):
+            if not anew and _is_same(path, description, size, block, chunk):
                 _drop_damaged_blocks(path)
             else:
                 _lay_out(path, description, size, block, chunk)

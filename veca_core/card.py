@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from veca_core.config import VecaConfig
 from veca_core.errors import ModelError
+
+STEM: Final = r"^[A-Za-z0-9_.-]+$"
+"""What a stem may be called. No colon: a name like hf-hub:... would make a library fetch code and weights."""
 
 
 class _Part(BaseModel):
@@ -51,8 +55,8 @@ class Bands(_Part):
     def _fits(self) -> Bands:
         if not len(self.names) == len(self.mean) == len(self.std) >= 1:
             raise ValueError("bands need one name, one mean and one std each")
-        if min(self.std) <= 0:
-            raise ValueError(f"band standard deviations must be positive, got {self.std}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"means must be finite and deviations positive, got {self.mean} and {self.std}")
         return self
 
 
@@ -70,7 +74,7 @@ class Architecture(_Part):
 
     encoder: dict[str, Any]
     """Fields of VecaConfig."""
-    stem: str = "patch"
+    stem: Annotated[str, Field(pattern=STEM)] = "patch"
     head: str = "unet"
 
     @property

@@ -20,8 +20,8 @@ class NetworkSize:
     bands: int
     classes: int
     widest: float
-    """Values per input pixel that the widest layer of stem and head holds at once: its input, its output, and a copy
-    of that for the normalisation behind it."""
+    """Values per input pixel that the widest layer of stem and head holds at once: its input and the copies that a
+    convolution makes of it, its output, and a copy of that for the normalisation behind it."""
     skips: float
     """Values per input pixel of the finer features that wait for the head."""
     operations: float
@@ -41,7 +41,8 @@ def forward_bytes(size: NetworkSize, height: int, width: int, batch: int, cores:
     """
     pixels = height * width
     tokens = -(-height // size.patch) * -(-width // size.patch)
-    alive = (2 * size.bands + size.skips) * pixels
+    # As floats, without their mean and normalised: each a copy, and freed memory is not given back at once.
+    alive = (3 * size.bands + size.skips) * pixels
     # Tokens, their norm, q, k and v, rotated copies of q and k, keys and values joined with the cores'.
     attention = (tokens + cores) * size.dim * 9
     # Tokens, their norm, both halves of the hidden layer and their product.

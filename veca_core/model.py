@@ -70,9 +70,11 @@ def _measured(network: Segmenter) -> NetworkSize:
     side = 16 * ghost.encoder.config.patch
     widest = 0
 
-    def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001 - a hook's signature
+    def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal widest
         held = sum(t.numel() for t in inputs if isinstance(t, Tensor))
+        if isinstance(module, nn.Conv2d):
+            held *= 3  # its input, padded, and turned into the layout that it computes in
         widest = max(widest, held + 2 * output.numel() if isinstance(output, Tensor) else 0)
 
     for part in (ghost.encoder.stem, ghost.head):

@@ -95,7 +95,7 @@ def pad_to_patch(images: Tensor, patch: int) -> Tensor:
 def _smp_encoder(name: str, in_channels: int, depth: int) -> Any:
     try:
         body = smp.encoders.get_encoder(name, in_channels=in_channels, depth=depth, weights=None)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"the stem {name!r} is no encoder of segmentation-models-pytorch or timm") from error
     if isinstance(getattr(body, "model", None), EfficientNetFeatures):
         # timm keeps, and computes, the stages behind the last one that is asked for.

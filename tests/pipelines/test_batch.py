@@ -84,23 +84,31 @@ def test_a_foreign_summary_is_replaced(tmp_path: Path, text: str) -> None:
     assert summary(tmp_path).keys() == {"a.png"}
 
 
-def test_an_unforeseen_error_is_one_image_s_failure_with_its_traceback_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason", "traced"),
+    [
+        (OSError(28, "No space left\non device"), "No space left on device", False),
+        (RuntimeError("something\nwith two lines"), "RuntimeError: something with two lines", True),
+    ],
+    ids=["of the machine", "unforeseen"],
+)
+def test_another_error_is_one_image_s_failure_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, traced: bool
 ) -> None:
     images, said = [write_png(tmp_path / f"{name}.png", 20, 30) for name in "ab"], list[str]()
     whole = Path.mkdir
 
     def full(self: Path, *args: object, **options: object) -> None:
         if self.name == "a":
-            raise OSError(28, "No space left\non device")
+            raise error
         whole(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "mkdir", full)
     first, second = segment_all(images, model(), tmp_path / "out", PLAIN, report=said.append)
     assert isinstance(first, Failure)
-    assert first.reason == "OSError: [Errno 28] No space left on device"
+    assert first.reason == reason
     assert isinstance(second, Bundle)
-    assert any("Traceback" in line for line in said)
+    assert any("Traceback" in line for line in said) == traced
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def refused(path: Path, part: str = "") -> str:
         ),
         ({"data": {"images": "images", "masks": "masks", "group": "(case"}}, "data.group: "),
         ({"data": {"images": "images"}}, "data.masks: Field required"),
-        ({"bands": {"names": ["x"], "mean": [0], "std": [0]}}, "deviations must be positive"),
+        ({"bands": {"names": ["x"], "mean": [0], "std": [0]}}, "deviations positive"),
         ({"window": 8}, "window: "),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_missing_folder_is_named(data: Path, folder: str) -> None:
 def test_an_empty_folder_is_named(data: Path) -> None:
     for path in (data / "images").iterdir():
         path.unlink()
-    refused(write_recipe(data), "is empty; put the images to learn from there")
+    refused(write_recipe(data), "holds no image; put the images to learn from there")
 
 
 def test_one_group_cannot_be_split(data: Path) -> None:

@@ -35,6 +35,7 @@ from places import (
     write_slide,
 )
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 
 from pipelines import Bundle, Options, segment
 from pipelines.errors import RequestError
@@ -99,7 +100,8 @@ def test_block_size_changes_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_block_size_changes_no_label_of_a_real_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, overlap: int
 ) -> None:
-    card = model().card.model_copy(update={"classes": model().card.classes[:5]})
+    bands = model().card.bands.model_copy(update={"dtype": "float32"})
+    card = model().card.model_copy(update={"classes": model().card.classes[:5], "bands": bands})
     network = Model(seeded_network(card), card, tmp_path, "random")
     pixels = np.random.default_rng(0).integers(0, 256, (130, 170, 3), dtype=np.uint8)
     options = replace(PLAIN, overlap=overlap, exports=())
@@ -120,7 +122,9 @@ def test_a_window_is_run_once_however_small_the_blocks(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("nodata", [float("nan"), -9999.0])
 def test_nodata_never_spoils_the_valid_pixels_around_it(tmp_path: Path, nodata: float) -> None:
-    card = model().card.model_copy(update={"classes": model().card.classes[:5]})
+    card = model().card
+    floats = card.bands.model_copy(update={"dtype": "float32"})
+    card = card.model_copy(update={"classes": card.classes[:5], "bands": floats})
     network = Model(seeded_network(card), card, tmp_path, "random")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32)
     profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "float32", "nodata": nodata}
@@ -491,3 +495,47 @@ def test_areas_are_those_of_the_labels(tmp_path: Path) -> None:
     for row in rows[:CLASSES]:
         assert int(row["pixels"]) == counted[int(row["value"])]
     assert [row["class"] for row in rows[CLASSES:]] == ["total", "no data"]
+
+
+def test_bands_in_another_order_are_told_by_name(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
+    card = model().card
+    card = card.model_copy(update={"bands": card.bands.model_copy(update={"names": ("red", "green", "blue")})})
+    network = Model(seeded_network(card), card, tmp_path, "random")
+    profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "uint8", "crs": "EPSG:32633"}
+    results = []
+    for name, order in {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}.items():
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile, transform=UTM) as dataset:
+            dataset.write(pixels[list(order)])
+            dataset.colorinterp = [(ColorInterp.red, ColorInterp.green, ColorInterp.blue)[i] for i in order]
+        results.append(labels(segment(tmp_path / f"{name}.tif", network, tmp_path / "out", PLAIN)))
+    assert len(np.unique(results[0])) > 1
+    assert np.array_equal(*results)
+
+
+def test_another_number_type_than_the_model_was_trained_on_is_refused(tmp_path: Path) -> None:
+    image = np.zeros((40, 40, 3), np.uint16)
+    with pytest.raises(RequestError, match=r"holds uint16 values, but .* was trained on uint8"):
+        segment(image, model(), tmp_path / "out", PLAIN)
+
+
+def test_the_result_of_another_image_is_not_replaced_unasked(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        write_png(tmp_path / folder / "x.png", 20, 30)
+    segment(tmp_path / "a" / "x.png", model(), tmp_path / "out", PLAIN)
+    with pytest.raises(RequestError, match=r"holds the result of .*a/x\.png; choose another --out"):
+        segment(tmp_path / "b" / "x.png", model(), tmp_path / "out", PLAIN)
+    bundle = segment(tmp_path / "b" / "x.png", model(), tmp_path / "out", replace(PLAIN, overwrite=True))
+    assert bundle.run.image.path.endswith("b/x.png")
+
+
+def test_an_interrupted_run_keeps_its_plan_when_memory_has_become_scarcer(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "x.png", 30, 600)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        segment(image, model(), out, PLAIN, tick=interrupt_after(0))
+    started = json.loads((out / "x" / "plan.json").read_text(encoding="utf-8"))["plan"]
+    bundle = segment(image, model(), out, replace(PLAIN, memory=started["predicted"]))
+    assert bundle.run.plan.block == started["block"]
+    assert not (out / "x" / "plan.json").exists()

@@ -199,7 +199,7 @@ GOOD = {"value": 0, "name": "a", "color": "#000000"}
         ({"classes": [{**GOOD, "color": "red"}]}, "a colour is written #RRGGBB, got 'red'"),
         ({"classes": [GOOD]}, "the weights do not fit"),
         ({"bands": {"names": ["x"], "mean": [1, 2], "std": [1]}}, "one name, one mean and one std each"),
-        ({"bands": {"names": ["x"] * 3, "mean": [1] * 3, "std": [1, 0, 1]}}, "deviations must be positive"),
+        ({"bands": {"names": ["x"] * 3, "mean": [1] * 3, "std": [1, 0, 1]}}, "deviations positive"),
         ({"bands": {"names": ["x"], "mean": [1], "std": [1]}}, "in_channels and the 1 named bands differ"),
         ({"spacing": {"value": 0, "unit": "um"}}, "spacing.value"),
         ({"spacing": {"value": 1, "unit": "ft"}}, "spacing.unit"),

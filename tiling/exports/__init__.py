@@ -24,4 +24,7 @@ EXPORTS: Final[dict[str, Export]] = {
     "preview": write_preview,
 }
 
-__all__ = ["EXPORTS", "ClassArea", "Export", "areas"]
+FILES: Final = ("mask.tif", "areas.csv", "preview.png")
+"""Every file that an export may leave: what must go when the labels behind it do."""
+
+__all__ = ["EXPORTS", "FILES", "ClassArea", "Export", "areas"]
