@@ -33,8 +33,8 @@ class Prediction:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """(classes, h, w), tapered mean over the windows; zero where nothing was looked at."""
-        return self.stitched.mean()
+        """(classes, h, w), tapered mean over the windows; zero where nothing was seen."""
+        return self.stitched.mean() * self.seen
 
     def labels(self, values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
         """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""

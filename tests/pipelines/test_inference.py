@@ -112,7 +112,6 @@ def test_labels_are_class_values_and_no_data_where_nothing_was_seen() -> None:
     assert np.array_equal(prediction.labels(values, 255), np.where(HOLES, expected(90, 118), 255))
 
 
-@pytest.mark.xfail(strict=True, reason="Prediction.probabilities is not masked by `seen`: pipelines/inference.py")
 def test_probabilities_are_zero_where_there_is_no_data_whatever_the_blocks(network: Segmenter) -> None:
     view = View.open(ArraySource(PIXELS, valid=HOLES))
     grid = Grid.over(view.size, 48, 12, PATCH)
