@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import Veca
 from PIL import Image
 from places import read_mask, write_png, write_raster, write_slide
+
+if TYPE_CHECKING:
+    from conftest import Veca
 
 VECA = Path(sys.executable).with_name("veca.exe" if sys.platform == "win32" else "veca")
 
