@@ -226,6 +226,8 @@ def test_many_results_can_be_filtered(bundle: Bundle, open_page: OpenPage) -> No
 def test_files_are_offered_and_large_ones_are_named_by_their_path(bundle: Bundle, open_page: OpenPage) -> None:
     with (bundle.folder / "mask.tif").open("wb") as file:
         file.truncate(panels.DOWNLOAD + 1)
+    (bundle.folder / "stale.tif").touch()  # of an earlier run: never offered
+    write_run(bundle.folder, bundle.run.model_copy(update={"outputs": (*bundle.run.outputs, "mask.tif")}))
     page = open_page(bundle.folder.parent)
     offered = [button.proto.label.split(",")[0] for button in page.get("download_button")]
     assert offered == ["areas.csv", "preview.png"]
