@@ -27,6 +27,8 @@ from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe
 from tiling.source import Kind
 
 _JOURNAL: Final = "journal.txt"
+_LEFT_BY_BROWSERS: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What file browsers put into a folder that was looked at."""
 
 
 class CanvasBusy(ImageError):  # noqa: N818 - it says what is the case, like BrokenPipe
@@ -264,13 +266,16 @@ def _lay_out(path: Path, description: dict[str, Any], size: Size, block: int, ch
 def _refuse_strangers(path: Path) -> None:
     """Raises ImageError where wiping `path` would delete what no canvas can have put there."""
     found = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
-    strange = [
-        p.name for p in found if p.suffix != ".partial" and p.stem not in ("zarr", "journal") and not p.stem.isdigit()
-    ]
+    strange = [p.name for p in found if not _is_expendable(p)]
     if strange:
         raise ImageError(
             f"{path}: holds {strange[0]!r}, which is not part of a label image; move it away or choose another folder"
         )
+
+
+def _is_expendable(path: Path) -> bool:
+    ours = path.suffix == ".partial" or path.stem in ("zarr", "journal") or path.stem.isdigit()
+    return ours or path.name in _LEFT_BY_BROWSERS
 
 
 def _create_array(group: zarr.Group, name: str, size: Size, block: int, chunk: int) -> zarr.Array[Any]:

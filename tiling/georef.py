@@ -72,7 +72,7 @@ class Georef:
 
     The affine takes pixel corners as (x, y) = (column, row) of level 0, (0, 0) being the top-left corner of the
     top-left pixel, and gives world coordinates: CRS units for a raster with a CRS, micrometres from the image's
-    top-left for a slide, and level-0 pixels where nothing is known (`unit` None).
+    top-left for a slide, and where the unit is unknown (None) whatever the file's transform gives, or level-0 pixels.
     """
 
     transform: Affine

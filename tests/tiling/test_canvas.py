@@ -210,6 +210,38 @@ def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
         assert sum(map(one.is_done, one.blocks)) == 1
 
 
+def test_starting_anew_discards_what_was_left_but_not_what_is_being_written(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    with start(tmp_path) as one:
+        write(one, 5)
+        with pytest.raises(CanvasBusy, match="another process is writing"):
+            start(tmp_path, anew=True)
+        assert one.path.is_dir()
+        write(one, 2)
+    with start(tmp_path, anew=True) as one:
+        assert not any(map(one.is_done, one.blocks))
+        with pytest.raises(CanvasBusy):
+            start(tmp_path, anew=True)
+        write(one)
+        assert content(one.publish(tmp_path / "labels.zarr").path) == whole
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini"])
+def test_what_a_file_browser_left_does_not_block_a_new_start(
+    tmp_path: Path, whole: dict[str, bytes], name: str
+) -> None:
+    with start(tmp_path) as one:
+        write(one, 2)
+    (one.path / name).write_bytes(b"left")
+    with start(tmp_path, fingerprint="another") as one:
+        assert not (one.path / name).exists()
+    (one.path / name).write_bytes(b"left")
+    with start(tmp_path) as one:
+        write(one)
+        assert content(one.publish(tmp_path / "labels.zarr").path) == whole
+
+
 def test_publishing_replaces_the_old_labels_as_a_whole(tmp_path: Path, whole: dict[str, bytes]) -> None:
     publish(tmp_path, np.zeros((3000, 5), np.uint8))
     (tmp_path / "labels.zarr" / "note.txt").write_text("left by a user")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -76,8 +78,6 @@ def test_a_rotated_raster_with_a_crs_keeps_its_rotation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("rotated.tif", "has a transform but no CRS"),
-        ("float_nan.tif", "has a transform but no CRS"),
         ("cog_gcps.tif", "is placed by ground control points only"),
         ("rpcs_only.tif", "is placed by RPCs only"),
     ],
@@ -89,6 +89,26 @@ def test_what_is_no_map_yet_is_used_in_pixels_and_said(shared_data: Path, name: 
         assert image.georef.world(3, 5) == (5, 3)
         assert any(word in warning for warning in image.warnings)
         assert image.georef.spacing(image.levels[0].size) is None
+
+
+@pytest.mark.parametrize("name", ["rotated.tif", "float_nan.tif"])
+def test_a_transform_without_a_crs_is_kept_and_said(shared_data: Path, name: str) -> None:
+    path = shared_data / "odd/geo" / name
+    with open_image(path) as image, rasterio.open(path) as dataset:
+        assert dataset.crs is None
+        assert image.georef.transform == dataset.transform != Affine.identity()
+        assert (image.georef.unit, image.georef.spacing(image.levels[0].size)) == (None, None)
+        assert any("has a transform but no CRS" in warning for warning in image.warnings)
+
+
+def test_a_transform_without_a_crs_that_maps_an_area_to_a_line_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="30" rasterYSize="20"><GeoTransform>5e5,2,0,5e6,0,0</GeoTransform>'
+        '<VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+    )
+    with open_image(tmp_path / "a.vrt") as image:
+        assert image.georef.world(3, 5) == (5, 3)
+        assert any("maps an area to a line" in warning for warning in image.warnings)
 
 
 def test_control_points_written_by_gdal_are_noticed(tmp_path: Path) -> None:
@@ -108,6 +128,7 @@ def test_a_world_file_beside_a_plain_tiff_makes_it_a_raster(tmp_path: Path) -> N
     (tmp_path / "a.tfw").write_text("2\n0\n0\n-2\n500001\n4999999\n")
     with open_image(path) as image:
         assert image.kind == "raster"
+        assert image.georef.transform == Affine(2, 0, 500000, 0, -2, 5000000)
         assert any("has a transform but no CRS" in warning for warning in image.warnings)
 
 
@@ -283,6 +304,32 @@ def test_a_raster_that_is_no_raster_says_so(tmp_path: Path) -> None:
         ImageError, match=r"a\.jp2: cannot be read: .*not recognized as being in a supported file format"
     ):
         open_image(tmp_path / "a.jp2")
+
+
+READ_ALL = """
+import sys
+from tiling import Box, open_image
+from tiling.readers import raster
+def mib(key):
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
+raster.CACHE = 8 << 20
+with open_image(sys.argv[1]) as image:
+    image.read(Box(0, 0, 512, 512))
+    start = mib("VmRSS")
+    for y in range(0, 6144, 512):
+        for x in range(0, 6144, 512):
+            image.read(Box(y, x, 512, 512))
+            image.valid(Box(y, x, 512, 512))
+print(mib("VmHWM") - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to see a process's memory")
+def test_reading_a_whole_raster_keeps_no_more_of_it_than_the_cache_may_hold(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 6144, 6144), np.uint8)
+    path = write(tmp_path / "a.tif", pixels, tiled=True, blockxsize=512, blockysize=512, compress="deflate", nodata=7)
+    done = subprocess.run([sys.executable, "-c", READ_ALL, str(path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40 < pixels.nbytes / 2**20
 
 
 def test_handles_are_returned_and_reused(tmp_path: Path) -> None:

@@ -274,6 +274,10 @@ def test_accepting_a_file_is_never_an_error(tmp_path: Path) -> None:
         ("RGB.byte.tif", "RGB.byte"),
         ("s3://x/y.ome.zarr/", "y"),
         ("slide", "slide"),
+        ("a/...png", "_png"),
+        ("..png", "_png"),
+        (".ome.tif", "_ome.tif"),
+        ("a/..", "_"),
     ],
 )
 def test_the_short_name_drops_folders_and_ending(path: str, name: str) -> None:

@@ -124,10 +124,11 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def short_name(path: str) -> str:
-    """The file name without its ending: 'a/b.ome.tif' -> 'b'."""
+    """The file name without its ending: 'a/b.ome.tif' -> 'b'; never empty, '.' or '..': '...png' -> '_png'."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
     stem = Path(name).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
+    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
+    return stem if stem.strip(".") else f"_{name.lstrip('.')}"
 
 
 def lazy_chunks(level: Level) -> tuple[int, int]:

@@ -33,6 +33,9 @@ SUFFIXES: Final = (".vrt", ".jp2", ".j2k")
 SIDECARS: Final = (".aux.xml", ".msk", ".ovr")
 WORLD_FILES: Final = (".tfw", ".tifw", ".wld")
 
+CACHE: Final = 64 << 20
+"""Bytes that GDAL may keep of what it decoded, all rasters together; by default a twentieth of the machine's memory."""
+
 _COLOURS = {"red", "green", "blue", "nir", "pan", "coastal", "rededge", "swir", "mwir", "lwir", "tir"}
 _OPENING = threading.Lock()
 
@@ -42,8 +45,8 @@ class RasterSource(OpenedImage):
 
     A pixel is valid where at least one band differs from its nodata value (GDAL's rule for a dataset), no band is NaN
     or infinite, alpha is above zero, and the internal or sidecar mask allows it: all four at once. Levels are the
-    file's overviews. Without a CRS, or with ground control points or RPCs alone, the world is the pixel grid and
-    `warnings` says so.
+    file's overviews. With ground control points or RPCs alone, the world is the pixel grid; with a transform but no CRS
+    it is the transform's, in a unit that nobody knows. `warnings` says so.
     """
 
     kind: Kind = "raster"
@@ -120,7 +123,7 @@ class RasterSource(OpenedImage):
         handles.append(dataset)
 
     def _read(self, box: Box, level: int) -> NDArray[Any]:
-        with self._dataset(level) as dataset:
+        with self._dataset(level) as dataset, _bounded_cache():
             pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self.dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
@@ -130,7 +133,7 @@ class RasterSource(OpenedImage):
             pixels = self._read(box, level)
             valid = validity.combine(validity.differs_from_nodata(pixels, self._nodata), validity.finite(pixels))
         if self._alpha is not None:
-            with self._dataset(level) as dataset:
+            with self._dataset(level) as dataset, _bounded_cache():
                 valid &= validity.opaque(dataset.read(self._alpha, window=_window(box)))
         if self._masked:
             valid &= self._mask(box, level)
@@ -141,7 +144,7 @@ class RasterSource(OpenedImage):
         # itself would call everything valid where a mask was added after the overviews were built.
         y, x = self.levels[level].scale
         window = Window(box.x * x, box.y * y, box.width * x, box.height * y)
-        with self._dataset(0) as dataset:
+        with self._dataset(0) as dataset, _bounded_cache():
             mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
         return np.asarray(mask > 0)
 
@@ -165,6 +168,11 @@ def _open(path: str, overview: int = -1) -> DatasetReader:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset: DatasetReader = rasterio.open(path, **options)
         return dataset
+
+
+def _bounded_cache() -> rasterio.Env:
+    # Around each read, since the bound ends with its Env. In bytes: rasterio does not take megabytes as GDAL does.
+    return rasterio.Env(GDAL_CACHEMAX=CACHE)
 
 
 def _window(box: Box) -> Window:
@@ -203,10 +211,11 @@ def _georef(dataset: DatasetReader) -> tuple[Georef, list[str]]:
         if how:
             return Georef.pixels(), [f"is placed by {how} only: used in pixels; warp it first (gdalwarp) to get a map"]
         return Georef.pixels(), ["has a CRS but no transform: used in pixels"] if dataset.crs else []
+    if not dataset.crs and dataset.transform.is_degenerate:
+        return Georef.pixels(), ["has no CRS and a transform that maps an area to a line: used in pixels"]
     if not dataset.crs:
-        return Georef.pixels(), [
-            "has a transform but no CRS: used in pixels; assign one (gdal_edit.py -a_srs EPSG:...)"
-        ]
+        note = "has a transform but no CRS: it is kept, in unknown units; assign one (gdal_edit.py -a_srs EPSG:...)"
+        return Georef(dataset.transform), [note]
     wkt = dataset.crs.to_wkt()
     try:
         pyproj.CRS.from_user_input(wkt)
