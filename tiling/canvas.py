@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -42,8 +42,8 @@ class Canvas:
     holds nothing but the labels and their description: the same labels give the same bytes, in whatever order they
     came and however often they were interrupted.
 
-    Only the process that created a canvas may finish it; it holds the lock until `publish` or `close`. A pickled canvas
-    writes blocks from other processes that see the same folder; their blocks count when `finish` reads the journal.
+    Only the process that created a canvas may publish it; it holds the lock until `publish` or `close`. A pickled
+    canvas writes blocks from other processes that see the same folder; they count when `finish` reads the journal.
     """
 
     path: Path
@@ -122,21 +122,59 @@ class Canvas:
         Different blocks may be written by several threads and processes at once. Raises OSError where the disk is full;
         the block is then not done. Raises ValueError for what is not one block of known labels.
         """
+        self.note({box: self.store(box, labels)})
+
+    def store(self, box: Box, labels: NDArray[np.uint8]) -> int:
+        """Half of `write`: puts the labels on the disk and returns their CRC-32, for another process to `note`.
+
+        A block is replaced in one step: who stores it twice, even at once, leaves one whole block.
+        """
         self._check(box, labels)
         row = self.path / "0" / "c" / str(box.y // self.block)
         shard = row / str(box.x // self.block)
         fresh_folders = () if row.exists() else (row.parent, row.parent.parent)
-        shard.unlink(missing_ok=True)  # Zarr would read it first, and fail where the disk has spoiled it
-        self._level0[box.slices] = labels
+        try:
+            self._level0[box.slices] = labels
+        except (ValueError, RuntimeError):  # Zarr reads a block at the edge first, and fails where the disk spoiled it
+            shard.unlink(missing_ok=True)
+            self._level0[box.slices] = labels
         for changed in (shard, row, *fresh_folders):
             if changed.exists():  # a block without any data leaves no file
                 flush(changed)
-        self._journal.append(box, _crc(labels))
-        self._done.add(box)
+        return _crc(labels)
+
+    def note(self, stored: Mapping[Box, int]) -> None:
+        """The other half of `write`: on return the blocks, with the CRC-32 of their labels, count as done.
+
+        Appending is safe for several processes on a local disk only. Network file systems promise no such thing: there
+        one process notes what all of them store.
+        """
+        self._journal.append(stored)
+        self._done |= stored.keys()
+
+    def noted(self) -> dict[Box, int]:
+        """The blocks that any process noted until now, with the CRC-32 of their labels."""
+        return self._journal.read()
+
+    def damaged(self) -> list[Box]:
+        """The blocks that were noted, but whose labels cannot be read back as they were stored."""
+        return [box for box, crc in self.noted().items() if _read_crc(self._level0, box) != crc]
+
+    def forget(self, boxes: Collection[Box]) -> None:
+        """Takes blocks off the list of those that are done."""
+        self._journal.rewrite({box: crc for box, crc in self.noted().items() if box not in boxes})
+        self._done -= set(boxes)
+
+    def is_current(self) -> bool:
+        """Whether the folder still holds this canvas, unfinished: not removed, moved away or replaced by another."""
+        chunk = self._level0.chunks[0]
+        return self._journal.path.exists() and _is_same(self.path, self._description, self.size, self.block, chunk)
 
     def finish(self) -> Labels:
-        """Adds the coarser levels and the description. Raises ImageError while blocks are missing."""
-        assert self._lock is not None, "only the process that created a canvas may finish it"
+        """Adds the coarser levels and the description. Raises ImageError while blocks are missing.
+
+        For the process that holds the lock, or one that it waits for.
+        """
         if not self._journal.path.exists():
             return Labels.open(self.path)
         self._done |= set(self._journal.read())
@@ -161,6 +199,7 @@ class Canvas:
 
     def publish(self, final: Path) -> Labels:
         """Finishes, moves the folder to `final` in one step, replacing what was there, and gives the lock back."""
+        assert self._lock is not None, "only the process that created a canvas may publish it"
         self.finish()
         old = final.with_name(f"{final.name}.old")
         if final.exists():

@@ -30,13 +30,13 @@ class Journal:
         rows = [match.groups() for match in matches if match]
         return {Box(int(y), int(x), int(height), int(width)): int(crc, 16) for y, x, height, width, crc in rows}
 
-    def append(self, box: Box, crc: int) -> None:
-        """Returns when the line is on the disk. Raises OSError where it is not."""
-        line = _line(box, crc)
-        # One write to a file opened for appending: lines of several processes never mix.
+    def append(self, blocks: Mapping[Box, int]) -> None:
+        """Returns when the lines are on the disk. Raises OSError where they are not."""
+        lines = b"".join(_line(box, crc) for box, crc in blocks.items())
+        # One write to a file opened for appending: on a local disk, lines of several processes never mix.
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            self._write(handle, b"\n" + line if self._torn else line)
+            self._write(handle, b"\n" + lines if self._torn else lines)
             os.fsync(handle)
         finally:
             os.close(handle)

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -94,6 +95,78 @@ def test_other_processes_may_write_blocks(tmp_path: Path, whole: dict[str, bytes
         assert content(one.publish(tmp_path / "labels.zarr").path) == whole
 
 
+def _store_elsewhere(pickled: bytes, box: Box) -> int:
+    one: Canvas = pickle.loads(pickled)
+    assert one.is_current()
+    return one.store(box, VALUES[box.slices])
+
+
+def test_one_process_may_note_what_others_store(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    context = multiprocessing.get_context("spawn")
+    with start(tmp_path) as one, ProcessPoolExecutor(2, context) as workers:
+        jobs = {box: workers.submit(_store_elsewhere, pickle.dumps(one), box) for box in one.blocks}
+        stored = {box: job.result() for box, job in jobs.items()}
+        assert one.noted() == {}
+        assert not any(map(one.is_done, one.blocks))
+        one.note(stored)
+        assert one.noted() == stored
+        assert one.damaged() == []
+        pickle.loads(pickle.dumps(one)).finish()  # as a worker does while this process holds the lock
+        assert content(one.publish(tmp_path / "labels.zarr").path) == whole
+
+
+def test_a_block_that_is_stored_again_is_never_missing_meanwhile(tmp_path: Path) -> None:
+    with start(tmp_path) as one:
+        box = next(iter(one.blocks))
+        one.write(box, VALUES[box.slices])
+        shard, over = one.path / "0" / "c" / "0" / "0", threading.Event()
+
+        def again() -> None:
+            for _ in range(30):
+                one.store(box, VALUES[box.slices])
+            over.set()
+
+        with ThreadPoolExecutor(1) as threads:
+            job = threads.submit(again)
+            while not over.is_set() and not job.done():
+                assert shard.exists()
+            job.result()
+
+
+def test_blocks_that_cannot_be_read_back_are_told_and_can_be_done_again(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    with start(tmp_path) as one:
+        write(one)
+        boxes = list(one.blocks)
+        (one.path / "0" / "c" / "0" / "2").unlink()
+        spoiled = one.path / "0" / "c" / "1" / "2"
+        spoiled.write_bytes(b"?" + spoiled.read_bytes()[: len(spoiled.read_bytes()) // 2])
+        lost = [boxes[2], boxes[5]]
+        assert one.damaged() == lost
+        one.forget(lost)
+        assert one.noted().keys() == set(boxes) - set(lost)
+        with pytest.raises(ImageError, match="2 blocks are not written"):
+            one.finish()
+        for box in lost:
+            one.write(box, VALUES[box.slices])
+        assert one.damaged() == []
+        assert content(one.publish(tmp_path / "labels.zarr").path) == whole
+
+
+def test_who_writes_for_a_canvas_notices_when_another_took_its_place(tmp_path: Path) -> None:
+    with start(tmp_path) as one:
+        other = pickle.loads(pickle.dumps(one))
+        assert other.is_current()
+    with start(tmp_path, fingerprint="another"):
+        assert not other.is_current()
+    with start(tmp_path) as one:
+        assert other.is_current()
+        write(one)
+        one.publish(tmp_path / "labels.zarr")
+    assert not other.is_current()
+
+
 def test_a_canvas_is_taken_up_where_it_was_left(tmp_path: Path, whole: dict[str, bytes]) -> None:
     with start(tmp_path) as one:
         write(one, 5)
@@ -150,11 +223,11 @@ def test_a_journal_cut_anywhere_lists_its_whole_lines(
 def test_a_line_after_a_torn_one_counts(tmp_path: Path) -> None:
     """As after a full disk that was cleared while the process lived on."""
     journal, boxes = Journal(tmp_path / "journal.txt"), [Box(0, x, 2, 2) for x in range(0, 6, 2)]
-    journal.append(boxes[0], 1)
+    journal.append({boxes[0]: 1})
     with (tmp_path / "journal.txt").open("ab") as file:
         file.write(b"0 2 2")
     journal._torn = True
-    journal.append(boxes[2], 3)
+    journal.append({boxes[2]: 3})
     assert journal.read() == {boxes[0]: 1, boxes[2]: 3}
 
 
