@@ -186,6 +186,7 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget the run that is there.")] = False,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on images and masks.
@@ -195,7 +196,7 @@ def train(
     from pipelines.config import read_data, read_recipe
     from pipelines.training import train as run
 
-    checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe)
+    checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe, changes or ())
     check_folder(out)
     trained = run(checked, out, device=device, threads=threads, overwrite=overwrite, report=to_stderr)
     to_stderr(f"best model: {trained.folder} (mean IoU {trained.mean_iou:.4f} at step {trained.step})")

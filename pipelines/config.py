@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -51,11 +52,15 @@ class NetworkRecipe(_Part):
     preset: str = "tiny"
     stem: Annotated[str, Field(pattern=STEM)] = "tu-tf_efficientnet_lite0"
     """'patch' for the paper's embedding, or an encoder of segmentation-models-pytorch."""
+    deep: bool = False
+    """The stem's stages behind the patch's stride are run too, and added to the tokens."""
     head: str = "unet"
     overrides: dict[str, Any] = {}
     """Fields of the preset to change."""
     pretrained: Path | Literal["imagenet"] | None = None
     """Where the stem starts: 'imagenet' fetches the stem's published weights, a model folder continues from it."""
+    rival: str | None = None
+    """smp:ARCHITECTURE:ENCODER: train that network in place of VECA, to compare with."""
 
 
 class AugmentRecipe(_Part):
@@ -143,8 +148,11 @@ class TrainRecipe(_Part):
         return self
 
 
-def read_recipe(path: Path) -> TrainRecipe:
-    """A recipe from YAML; paths in it are relative to the file. Raises RequestError naming what is wrong."""
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
+    """A recipe from YAML; paths in it are relative to the file. Raises RequestError naming what is wrong.
+
+    Each of `changes` is written PART.FIELD=VALUE, like schedule.seed=1, its value as YAML.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -153,6 +161,8 @@ def read_recipe(path: Path) -> TrainRecipe:
         raise RequestError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} is no recipe: expected name, classes and data, see docs/training.md")
+    for change in changes:
+        _change(content, change)
     try:
         recipe = TrainRecipe.model_validate(content)
     except ValidationError as error:
@@ -190,3 +200,19 @@ def read_data(folder: Path) -> TrainRecipe:
         return TrainRecipe.model_validate({"name": name, "classes": classes, "data": data})
     except ValidationError as error:
         raise RequestError(f"{folder}: {first_problem(error)}") from error
+
+
+def _change(content: dict[str, Any], change: str) -> None:
+    """Sets one field of a recipe that is still plain YAML; raises RequestError for what is no change."""
+    place, equals, value = change.partition("=")
+    *parts, field = place.strip().split(".")
+    if not (equals and field and all(parts)):
+        raise RequestError(f"cannot read the change {change!r}; write it like schedule.seed=1")
+    for part in parts:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise RequestError(f"cannot change {place!r}: {part!r} holds a value, not fields")
+    try:
+        content[field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"the change {change!r} has no value that YAML can read") from error

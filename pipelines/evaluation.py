@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.scenes import check_masks, class_lookup, find_scenes, split_scenes
-from pipelines.training import validate
+from pipelines.validation import validate
 from veca_core import Model
 from veca_core.card import Card, Score
 from veca_core.weights import write_card
@@ -72,8 +72,17 @@ def evaluate(
     network = model.network.to(place)
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
     scores = []
+    multiple = network.encoder.config.patch
     for budget in budgets:
-        confusion = validate(network, model.card, chosen, lookup, place, budget)
+        confusion = validate(
+            network,
+            chosen,
+            lookup,
+            place,
+            cores=budget,
+            window=model.card.window,
+            multiple=multiple,
+        )
         scores.append(confusion.score(budget, [c.name for c in model.card.classes]))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
     return Evaluation(model.card.name, tuple(scene.name for scene in chosen), tuple(scores))

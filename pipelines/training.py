@@ -7,34 +7,31 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import swa_utils
 from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment
-from pipelines.carry import Carry
-from pipelines.config import NetworkRecipe, TrainRecipe
+from pipelines.candidate import candidate
+from pipelines.config import TrainRecipe
 from pipelines.crops import Crops, collate
 from pipelines.errors import RequestError
-from pipelines.fetch import cache_folder
-from pipelines.inference import Predictor, autocast, fast_precision
+from pipelines.fast import quicken
+from pipelines.inference import autocast, fast_precision
 from pipelines.losses import DiceAndCrossEntropy
-from pipelines.measure import Confusion
+from pipelines.optimiser import learning_rate, make_optimiser
 from pipelines.plan import choose_device
-from pipelines.pretrained import load_imagenet
 from pipelines.progress import Report, quiet
-from pipelines.scenes import IGNORE, Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
-from tiling import Grid, View, blocks
-from veca_core import Segmenter, VecaConfig, build, load_model, preset, save_model
-from veca_core.card import Architecture, Bands, Card
+from pipelines.scenes import Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
+from pipelines.validation import validate
+from veca_core.card import Bands
 
 LOG: Final = "log.csv"
 COLUMNS: Final = ("step", "loss", "rate", "cores", "seconds", "mean_iou")
@@ -42,7 +39,6 @@ CURVES: Final = "curves.png"
 STATE: Final = "training.pt"
 BEST: Final = "best"
 """Folder, inside a run's folder, of the model with the best validation score so far."""
-VALIDATION_BLOCK: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +82,16 @@ class Run:
         self.recipe, self.out, self.device, self.split = recipe, out, device, split
         values = [c.value for c in recipe.classes]
         self.lookup = class_lookup(values, recipe.data.ignore)
-        config = network_config(recipe.network, len(bands.names))
-        self.card = new_card(recipe, bands, config)
+        self.bands = bands
         torch.manual_seed(recipe.schedule.seed)
-        self.network = build(self.card.architecture, bands, len(values)).to(device)
+        self.candidate = candidate(recipe, bands)
+        self.network = self.candidate.network.to(device)
         ema: Any = swa_utils.get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
         self.average = swa_utils.AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.network, recipe), lr=recipe.schedule.rate, weight_decay=recipe.schedule.weight_decay
-        )
+        self.optimiser = make_optimiser(self.network, recipe.schedule, self.candidate.slow)
         self.loss = DiceAndCrossEntropy(len(values))
         self.precision = fast_precision(device)
+        quicken(self.network, device, self.precision)
         self.step = 0
         self.best, self.best_step = -1.0, 0
         self.report: Report = quiet
@@ -121,7 +116,7 @@ class Run:
             run.load_checkpoint()
             report(f"going on after step {run.step} of {recipe.schedule.steps}")
         else:
-            load_start(run.network, recipe.network)
+            run.candidate.start()
             run.average.module.load_state_dict(run.network.state_dict())
         report(f"{len(split.train)} scenes to learn from, {len(split.validation)} held back; {_millions(run.network)}")
         return run
@@ -149,23 +144,22 @@ class Run:
         """The batches that are still to do, each the same whenever the run was stopped."""
         schedule = self.recipe.schedule
         augment = Augment(self.recipe.augment, schedule.crop)
-        crops = Crops(self.split.train, self.lookup, self.card.bands.mean, augment, schedule.balance, schedule.seed)
+        crops = Crops(self.split.train, self.lookup, self.bands.mean, augment, schedule.balance, schedule.seed)
         todo = range(self.step * schedule.batch, schedule.steps * schedule.batch)
         return iter(DataLoader(crops, schedule.batch, sampler=todo, collate_fn=collate))
 
     def draw_cores(self) -> int:
         """The budget of this step, drawn with the encoder's weights; depends on seed and step alone."""
-        config = self.network.encoder.config
-        weights = np.array(config.draw_weights, dtype=np.float64)
+        weights = np.array(self.candidate.draw_weights, dtype=np.float64)
         rng = np.random.default_rng((self.recipe.schedule.seed, self.step, 1))
-        return int(rng.choice(config.budgets, p=weights / weights.sum()))
+        return int(rng.choice(self.candidate.budgets, p=weights / weights.sum()))
 
     def learn(self, images: Tensor, target: Tensor, cores: int) -> float:
         """One optimiser step; returns the loss."""
         self.network.train()
         # Draws inside the network (coordinate jitter) are the same after a resume.
         torch.manual_seed(self.recipe.schedule.seed * 1_000_003 + self.step)
-        rate = learning_rate(self.step, self.recipe)
+        rate = learning_rate(self.step, self.recipe.schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimiser.zero_grad(set_to_none=True)
@@ -184,18 +178,20 @@ class Run:
 
     def milestone(self, loss: float, cores: int, seconds: float) -> None:
         """Validates, keeps the best model, logs, draws the curves and writes a checkpoint."""
-        network = cast(Segmenter, self.average.module)
-        confusion = validate(network, self.card, self.split.validation, self.lookup, self.device)
+        full = self.candidate.budgets[-1]
+        network = self.average.module
+        confusion = validate(
+            network, self.split.validation, self.lookup, self.device,
+            cores=full, window=self.recipe.window, multiple=self.candidate.multiple,
+        )  # fmt: skip
         mean_iou = confusion.mean_iou
         if mean_iou > self.best:
             self.best, self.best_step = mean_iou, self.step
-            names = [c.name for c in self.card.classes]
-            score = confusion.score(network.encoder.config.cores, names)
-            card = self.card.model_copy(update={"scores": (score,)})
-            save_model(self.out / BEST, network, card, getattr(torch, self.recipe.store))
-        rate = learning_rate(self.step - 1, self.recipe)
+            score = confusion.score(full, [c.name for c in self.recipe.classes])
+            self.candidate.save(self.out / BEST, network, score)
+        rate = learning_rate(self.step - 1, self.recipe.schedule)
         self.log((self.step, round(loss, 5), f"{rate:.3g}", cores, round(seconds, 1), round(mean_iou, 4)))
-        per_class = ", ".join(f"{c.name} {v:.3f}" for c, v in zip(self.card.classes, confusion.iou, strict=True))
+        per_class = ", ".join(f"{c.name} {v:.3f}" for c, v in zip(self.recipe.classes, confusion.iou, strict=True))
         self.report(f"step {self.step}: validation mean IoU {mean_iou:.4f} (best {self.best:.4f}); {per_class}")
         self.save_checkpoint()
 
@@ -246,100 +242,6 @@ class Run:
 
     def result(self) -> TrainedModel:
         return TrainedModel(self.out / BEST, self.best, self.best_step)
-
-
-def validate(
-    network: Segmenter,
-    card: Card,
-    scenes: Sequence[Scene],
-    lookup: NDArray[np.uint8],
-    device: torch.device,
-    cores: int | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> Confusion:
-    """Segments whole scenes at native resolution, through the same path as `segment`, against their masks."""
-    config = network.encoder.config
-    predictor = Predictor(network.eval(), config.check_budget(cores), 1, device, fast_precision(device))
-    confusion = Confusion(len(card.classes))
-    indices = np.arange(len(card.classes), dtype=np.uint8)
-    for scene in scenes:
-        view = View.open(scene.image)
-        grid = Grid.over(view.size, card.window, card.window // 8, config.patch)
-        carry = Carry(view.size)
-        for block in blocks(view.size, VALIDATION_BLOCK):
-            called = predictor.predict_block(view, grid, block, carry=carry).labels(indices, IGNORE)
-            confusion.add(scene.targets(block, lookup), called)
-        tick()
-    return confusion
-
-
-def learning_rate(step: int, recipe: TrainRecipe) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
-    schedule = recipe.schedule
-    if step < schedule.warmup:
-        return schedule.rate * (step + 1) / schedule.warmup
-    progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
-
-
-def parameter_groups(network: Segmenter, recipe: TrainRecipe) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not; a pretrained stem learns at its own share of the rate."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        slow = recipe.network.pretrained is not None and name.startswith("encoder.stem.body.")
-        groups.setdefault((slow, parameter.ndim > 1), []).append(parameter)
-    decay = recipe.schedule.weight_decay
-    stem_rate = recipe.schedule.stem_rate
-    return [
-        {"params": parameters, "factor": stem_rate if slow else 1.0, "weight_decay": decay if decays else 0.0}
-        for (slow, decays), parameters in groups.items()
-    ]
-
-
-def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
-    """The encoder's sizes for a recipe and a number of bands; raises RequestError for a field that does not exist."""
-    try:
-        return preset(network.preset, **{**network.overrides, "in_channels": bands})
-    except TypeError as error:
-        raise RequestError(f"network.overrides: {error}") from error
-
-
-def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
-    """The weights that training starts from; raises RequestError where they are for another network."""
-    if recipe.pretrained == "imagenet":
-        load_imagenet(network.encoder.stem, recipe.stem, cache_folder())
-    elif recipe.pretrained is not None:
-        start = load_model(recipe.pretrained).network
-        try:
-            network.encoder.load_state_dict(start.encoder.state_dict())
-        except RuntimeError as error:
-            raise RequestError(
-                f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
-                "overrides and bands, or leave 'pretrained' out"
-            ) from error
-        if start.classes == network.classes:
-            network.head.load_state_dict(start.head.state_dict())
-
-
-def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig) -> Card:
-    """The card of a model that is not trained yet."""
-    fields = {name: getattr(config, name) for name in VecaConfig.__dataclass_fields__}
-    started = {"imagenet": f"; stem {recipe.network.stem} started from ImageNet weights"}
-    return Card(
-        name=recipe.name,
-        summary=recipe.summary,
-        architecture=Architecture(encoder=fields, stem=recipe.network.stem, head=recipe.network.head),
-        classes=recipe.classes,
-        bands=bands,
-        kind=recipe.kind,
-        spacing=recipe.spacing,
-        window=recipe.window,
-        validation="held back: " + (", ".join(recipe.data.validate_on) or "a fifth of the groups"),
-        data=recipe.source + started.get(str(recipe.network.pretrained), ""),
-        licence=recipe.licence,
-        recipe=recipe.recipe,
-        limits=recipe.limits,
-    )
 
 
 def measure_bands(scenes: Sequence[Scene]) -> Bands:

@@ -75,6 +75,8 @@ class Architecture(_Part):
     encoder: dict[str, Any]
     """Fields of VecaConfig."""
     stem: Annotated[str, Field(pattern=STEM)] = "patch"
+    deep: bool = False
+    """The stem's stages behind the patch's stride are run too, and added to the tokens."""
     head: str = "unet"
 
     @property

@@ -42,10 +42,12 @@ class VecaConfig:
     """Training: patch coordinates are scaled log-uniformly between 1/this and this."""
 
     def __post_init__(self) -> None:
-        counts = ("dim", "layers", "heads", "patch", "in_channels", "cores", "core_chunk")
+        counts = ("dim", "heads", "patch", "in_channels", "cores", "core_chunk")
         for name in (*counts, *(() if self.output_dim is None else ("output_dim",))):
             if type(getattr(self, name)) is not int or getattr(self, name) <= 0:
                 raise ModelError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
+        if type(self.layers) is not int or self.layers < 0:
+            raise ModelError(f"layers must be a whole number, 0 for no blocks at all, got {self.layers!r}")
         if self.dim % self.heads or (self.dim // self.heads) % 4:
             raise ModelError(f"a head's width must be a multiple of 4, got dim {self.dim} over {self.heads} heads")
         if self.cores % self.core_chunk:

@@ -50,7 +50,7 @@ class VecaEncoder(nn.Module):
         self.bank = CoreBank(config.cores, config.dim)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.hidden) for _ in range(config.layers))
         self.moves = nn.ModuleList(nn.Linear(config.dim, 2) for _ in range(config.layers - 1))
-        self.move_rates = nn.Parameter(torch.empty(config.layers - 1))
+        self.move_rates = nn.Parameter(torch.empty(max(0, config.layers - 1)))
         self.norm = nn.LayerNorm(config.dim)
         self.output = nn.Linear(config.dim, config.output_dim) if config.output_dim else nn.Identity()
         frequencies = rope.angular_frequencies(config.head_dim, config.rope_off, config.rope_off_from)

@@ -56,7 +56,7 @@ def build(architecture: Architecture, bands: Bands, classes: int) -> Segmenter:
     config = architecture.config
     if architecture.head not in HEADS:
         raise ModelError(f"there is no head {architecture.head!r}; the heads are {', '.join(HEADS)}")
-    stem = build_stem(architecture.stem, config)
+    stem = build_stem(architecture.stem, config, architecture.deep)
     head = HEADS[architecture.head](config.output_dim or config.dim, classes, stem)
     return Segmenter(VecaEncoder(config, stem), head, bands)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import segmentation_models_pytorch as smp
 import torch
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from veca_core.config import VecaConfig
 from veca_core.errors import ModelError
+
+DEEPEST: Final = 5
+"""Stages of the encoders that stems are made of: the last one has stride 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +52,55 @@ class PatchEmbed(nn.Module):
 class ConvStem(nn.Module):
     """A segmentation-models-pytorch encoder down to the patch's stride, then a 1 x 1 convolution to the token width.
 
-    `name` is any encoder that library knows ('tu-tf_efficientnet_lite0', 'resnet18' ...). Weights start random;
-    pretrained ones are loaded into `body` by whoever trains.
+    `name` is any encoder that library knows ('tu-tf_efficientnet_lite0', 'resnet18' ...). A `deep` stem goes on to the
+    encoder's last stage, stride 32, and adds what it finds there to the tokens of the finer patch. Weights start
+    random; pretrained ones are loaded into `body` by whoever trains.
     """
 
-    def __init__(self, config: VecaConfig, name: str) -> None:
+    def __init__(self, config: VecaConfig, name: str, deep: bool = False) -> None:
         super().__init__()
-        depth = int(math.log2(config.patch))
-        if 2**depth != config.patch or not 2 <= depth <= 5:
+        level = int(math.log2(config.patch))
+        if 2**level != config.patch or not 2 <= level <= DEEPEST:
             raise ModelError(f"a convolutional stem needs a patch of 4, 8, 16 or 32 px, got {config.patch}")
+        depth = DEEPEST if deep else level
         self.body = _smp_encoder(name, config.in_channels, depth)
         channels = [int(c) for c in self.body.out_channels]
         if len(channels) != depth + 1:
-            raise ModelError(f"the stem {name!r} has {len(channels) - 1} stages; patch {config.patch} needs {depth}")
-        self.proj = nn.Conv2d(channels[-1], config.dim, 1)
+            raise ModelError(f"the stem {name!r} has {len(channels) - 1} stages; {depth} are needed")
+        self.proj = nn.Conv2d(channels[level], config.dim, 1)
+        self.deeper = nn.ModuleList(nn.Conv2d(c, config.dim, 1, bias=False) for c in channels[level + 1 :])
         self.norm = nn.LayerNorm(config.dim) if config.patch_norm else nn.Identity()
-        self.strides = tuple(2**i for i in range(1, depth))
-        self.skip_channels = tuple(channels[1:-1])
+        self.strides = tuple(2**i for i in range(1, level))
+        self.skip_channels = tuple(channels[1:level])
 
     def forward(self, images: Tensor) -> Stemmed:
-        _, *skips, deepest = self.body(images)
-        features = self.proj(deepest)  # (B, D, h, w)
+        level = len(self.strides) + 1
+        maps = self.body(pad_to_patch(images, 2 ** (level + len(self.deeper))))
+        height, width = images.shape[2] >> level, images.shape[3] >> level
+        features = self.proj(maps[level][..., :height, :width])  # (B, D, h, w)
+        for project, deep in zip(self.deeper, maps[level + 1 :], strict=True):
+            features = (
+                features
+                + F.interpolate(project(deep), scale_factor=maps[level].shape[2] // deep.shape[2], mode="bilinear")[
+                    ..., :height, :width
+                ]
+            )
         tokens = self.norm(features.flatten(2).transpose(1, 2))
-        return Stemmed(tokens, (features.shape[2], features.shape[3]), tuple(skips))
+        skips = tuple(
+            m[..., : images.shape[2] // s, : images.shape[3] // s]
+            for m, s in zip(maps[1:level], self.strides, strict=True)
+        )
+        return Stemmed(tokens, (height, width), skips)
 
 
 Stem = PatchEmbed | ConvStem
 
 
-def build_stem(name: str, config: VecaConfig) -> Stem:
-    """'patch' for the paper's embedding, else the name of a convolutional encoder."""
-    return PatchEmbed(config) if name == "patch" else ConvStem(config, name)
+def build_stem(name: str, config: VecaConfig, deep: bool = False) -> Stem:
+    """'patch' for the paper's embedding, else the name of a convolutional encoder, `deep` or down to the patch only."""
+    if name == "patch" and deep:
+        raise ModelError("the stem 'patch' has no deeper stages; leave 'deep' out, or name a convolutional stem")
+    return PatchEmbed(config) if name == "patch" else ConvStem(config, name, deep)
 
 
 def pad_to_patch(images: Tensor, patch: int) -> Tensor:

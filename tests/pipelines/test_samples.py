@@ -152,4 +152,4 @@ def test_the_real_samples_are_a_slide_and_a_raster_at_their_published_pixel_size
 def test_imagenet_weights_fit_three_bands_and_a_known_stem() -> None:
     config = VecaConfig(dim=48, layers=1, heads=3)
     with pytest.raises(RequestError, match="no ImageNet weights are known for the stem 'resnet18'; they are for tu-tf"):
-        load_imagenet(build_stem("resnet18", config), "resnet18", cache_folder())
+        load_imagenet(build_stem("resnet18", config).body, "resnet18", cache_folder())

@@ -247,3 +247,25 @@ def test_a_mask_that_is_no_image_is_named(data: Path) -> None:
     spoil(data, "no image")
     with pytest.raises(ImageError, match=r"case1_0\.png"):
         find_scenes(recipe(data).data)
+
+
+def test_fields_of_a_recipe_are_changed_from_outside(tmp_path: Path) -> None:
+    path = write_recipe(write_data(tmp_path / "set"))
+    changed = read_recipe(path, ["schedule.seed=7", "network.overrides.layers=3", "augment.scale=[0.5, 2]"])
+    assert (changed.schedule.seed, changed.network.overrides["layers"], changed.augment.scale) == (7, 3, (0.5, 2.0))
+    assert changed.network.overrides["dim"] == 48
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("schedule.seed", "cannot read the change"),
+        ("=3", "cannot read the change"),
+        ("name.x=3", "'name' holds a value"),
+        ("schedule.seeds=1", r"schedule\.seeds: Extra inputs"),
+        ("schedule.seed=[", "no value that YAML can read"),
+    ],
+)
+def test_a_change_that_fits_no_recipe_is_said(tmp_path: Path, change: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        read_recipe(write_recipe(write_data(tmp_path / "set")), [change])

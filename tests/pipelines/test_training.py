@@ -16,21 +16,15 @@ from labelled import content, recipe, write_data
 from PIL import Image
 
 from pipelines import evaluate, segment, train
-from pipelines.config import TrainRecipe
+from pipelines.candidate import network_config, new_card
+from pipelines.config import ScheduleRecipe
 from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
+from pipelines.optimiser import learning_rate, parameter_groups
 from pipelines.scenes import class_lookup, find_scenes, split_scenes
-from pipelines.training import (
-    Run,
-    learning_rate,
-    measure_bands,
-    network_config,
-    new_card,
-    parameter_groups,
-    remove_run,
-    validate,
-)
+from pipelines.training import Run, measure_bands, remove_run
+from pipelines.validation import validate
 from veca_core import Model, ModelError, build, load_card, load_model
 
 CPU = torch.device("cpu")
@@ -224,7 +218,7 @@ def test_budgets_are_drawn_by_their_weights_and_by_seed_and_step_alone(data: Pat
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
-    described = TrainRecipe.model_validate({**content(), "schedule": {"steps": 200, "warmup": 10, "rate": 0.1}})
+    described = ScheduleRecipe(steps=200, warmup=10, rate=0.1)
     rates = [learning_rate(step, described) for step in range(201)]
     assert rates[:3] == pytest.approx([0.01, 0.02, 0.03])
     assert max(rates) == rates[9] == rates[10] == 0.1
@@ -234,7 +228,7 @@ def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
 
 def test_vectors_do_not_decay_and_a_pretrained_stem_learns_slowly(trained: Path, data: Path) -> None:
     network = load_model(trained / "best").network
-    groups = parameter_groups(network, recipe(data))
+    groups = parameter_groups(network, recipe(data).schedule)
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
     for group in groups:
         assert group["factor"] == 1.0
@@ -243,7 +237,12 @@ def test_vectors_do_not_decay_and_a_pretrained_stem_learns_slowly(trained: Path,
     described = recipe(data, network=lite)
     card = new_card(described, load_card(trained / "best").bands, network_config(described.network, 3))
     stemmed = build(card.architecture, card.bands, 3)
-    slow = [p for g in parameter_groups(stemmed, described) if g["factor"] == 0.2 for p in g["params"]]
+    slow = [
+        p
+        for g in parameter_groups(stemmed, described.schedule, "encoder.stem.body.")
+        if g["factor"] == 0.2
+        for p in g["params"]
+    ]
     assert {id(p) for p in slow} == {id(p) for p in stemmed.encoder.stem.body.parameters()}
     assert "started from ImageNet weights" in card.data
 
@@ -348,6 +347,10 @@ def test_validation_is_the_same_in_blocks(model: Model, data: Path, monkeypatch:
     described = recipe(data)
     scenes = split_scenes(find_scenes(described.data), described.data).validation
     lookup = class_lookup([0, 4, 9], ())
-    whole = validate(model.network, model.card, scenes, lookup, CPU)
-    monkeypatch.setattr("pipelines.training.VALIDATION_BLOCK", 32)
-    assert np.array_equal(validate(model.network, model.card, scenes, lookup, CPU).counts, whole.counts)
+
+    def counts() -> Any:
+        return validate(model.network, scenes, lookup, CPU, cores=16, window=64, multiple=16).counts
+
+    whole = counts()
+    monkeypatch.setattr("pipelines.validation.VALIDATION_BLOCK", 32)
+    assert np.array_equal(counts(), whole)

@@ -160,7 +160,7 @@ def test_new_cores_lie_where_they_were_spread() -> None:
         ({"heads": 0}, "heads must be a positive whole number, got 0"),
         ({"dim": "48"}, "dim must be a positive whole number, got '48'"),
         ({"dim": 48.0}, "dim must be"),
-        ({"layers": 0}, "layers must be"),
+        ({"layers": -1}, "layers must be"),
         ({"patch": -1}, "patch must be"),
         ({"core_chunk": 0}, "core_chunk must be"),
         ({"output_dim": 0}, "output_dim must be"),

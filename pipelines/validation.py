@@ -1,0 +1,50 @@
+"""Segments whole labelled scenes through the same path as `segment`, and counts what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipelines.carry import Carry
+from pipelines.inference import Predictor, fast_precision
+from pipelines.measure import Confusion
+from pipelines.scenes import IGNORE, Scene
+from tiling import Grid, View, blocks
+from veca_core import Segmenter
+
+VALIDATION_BLOCK: Final = 2048
+
+
+def validate(
+    network: nn.Module,
+    scenes: Sequence[Scene],
+    lookup: NDArray[np.uint8],
+    device: torch.device,
+    *,
+    cores: int,
+    window: int,
+    multiple: int,
+    tick: Callable[[], None] = lambda: None,
+) -> Confusion:
+    """The confusion over all scenes at native resolution.
+
+    `network` is a Segmenter, or what takes and gives the same; its windows have sides that are multiples of `multiple`.
+    """
+    segmenter = cast(Segmenter, network.eval())
+    predictor = Predictor(segmenter, cores, 1, device, fast_precision(device))
+    confusion = Confusion(segmenter.classes)
+    indices = np.arange(segmenter.classes, dtype=np.uint8)
+    for scene in scenes:
+        view = View.open(scene.image)
+        grid = Grid.over(view.size, window, window // 8, multiple)
+        carry = Carry(view.size)
+        for block in blocks(view.size, VALIDATION_BLOCK):
+            called = predictor.predict_block(view, grid, block, carry=carry).labels(indices, IGNORE)
+            confusion.add(scene.targets(block, lookup), called)
+        tick()
+    return confusion
