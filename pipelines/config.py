@@ -23,12 +23,21 @@ class _Part(BaseModel):
 
 
 class DataRecipe(_Part):
-    """Which images, which masks, and which of them are held back."""
+    """Which images, what is known of them, and which of them are held back."""
 
     images: Path
     """Folder of images."""
-    masks: Path
+    masks: Path | None = None
     """Folder of masks with the same names (any ending): one band of class values, same size as the image."""
+    shapes: Path | None = None
+    """In place of masks: a folder of vector files with the same names (QuPath's GeoJSON for slides), or one vector
+    layer for all images, like a GeoPackage. Drawn when they are needed, at the model's spacing."""
+    attribute: str | None = None
+    """The field of a shape that holds the name of its class; None: QuPath's classification, or 'class'."""
+    elsewhere: Annotated[int, Field(ge=0, le=255)] = 255
+    """The class value of pixels in no shape; 255: nothing is known of them."""
+    blocks: Annotated[int, Field(ge=64)] | None = None
+    """Cut each image into squares of so many pixels, which are split as images are: for few, large images."""
     group: str = "(.+)"
     """Regular expression on the file name; images whose first group matches the same text are never split."""
     validate_on: tuple[str, ...] = ()
@@ -44,6 +53,12 @@ class DataRecipe(_Part):
         except re.error as error:
             raise ValueError(f"{text!r} is no regular expression: {error}") from error
         return text
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> DataRecipe:
+        if (self.masks is None) == (self.shapes is None):
+            raise ValueError("give either masks or shapes")
+        return self
 
 
 class NetworkRecipe(_Part):
@@ -105,6 +120,8 @@ class ScheduleRecipe(_Part):
     """Steps of linear warm-up before the cosine."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of crops centred on a pixel of a class drawn with equal chances."""
+    border: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of those whose pixel lies where its class meets another."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running mean of the weights that is validated and kept."""
     validate_every: Annotated[int, Field(ge=1)] = 100
@@ -168,7 +185,11 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     except ValidationError as error:
         raise RequestError(f"{path}: {first_problem(error)}") from error
     data = recipe.data.model_copy(
-        update={name: (path.parent / getattr(recipe.data, name)).resolve() for name in ("images", "masks")}
+        update={
+            name: (path.parent / place).resolve()
+            for name in ("images", "masks", "shapes")
+            if (place := getattr(recipe.data, name)) is not None
+        }
     )
     network = recipe.network
     if isinstance(network.pretrained, Path):

@@ -16,6 +16,15 @@ from tiling import Box
 from tiling.validity import filled
 
 
+class ClassPlaces:
+    """Where the pixels of each class lie in each scene."""
+
+    def __init__(self, at: list[list[NDArray[np.int32]]]) -> None:
+        """For each scene and class, (n, 2) rows and columns of the scene's view."""
+        self.at = at
+        self.amounts = np.array([[len(places) for places in scene] for scene in at], dtype=np.float64)
+
+
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """An endless list of augmented crops: item i depends on the seed and on i alone, so a run resumes anywhere."""
 
@@ -27,6 +36,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         augment: Augment,
         balance: float,
         seed: int,
+        border: float = 0.0,
     ) -> None:
         self.scenes = scenes
         self.lookup = lookup
@@ -34,10 +44,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.augment = augment
         self.balance = balance
         self.seed = seed
-        self.areas = np.array([scene.image.levels[0].size.pixels for scene in scenes], dtype=np.float64)
+        self.areas = np.array([scene.area.pixels for scene in scenes], dtype=np.float64)
         self.groups = np.unique([scene.group for scene in scenes], return_inverse=True)[1]
-        self.places = [_places(scene, lookup) for scene in scenes]
-        self.per_class = np.array([[len(places) for places in scene] for scene in self.places], dtype=np.float64)
+        found = [_places(scene, lookup) for scene in scenes]
+        self.anywhere = ClassPlaces([places for places, _ in found])
+        self.borders = ClassPlaces([places for _, places in found])
+        self.border = border
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Raw pixels (bands, crop, crop) float32, and class indices (crop, crop) int64 with IGNORE."""
@@ -59,15 +71,17 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
         Groups of scenes (slides, tiles) have equal chances too, so that a large one does not drown the others.
         """
-        classes = np.flatnonzero(self.per_class.sum(axis=0))
-        if len(classes) and rng.random() < self.balance:
-            cls = rng.choice(classes)
-            scene = self._draw_scene(self.per_class[:, cls], rng)
-            y, x = self.places[scene][cls][rng.integers(len(self.places[scene][cls]))]
-            return scene, int(y) * INDEX_STRIDE, int(x) * INDEX_STRIDE
+        if rng.random() < self.balance:
+            places = self.borders if self.border and rng.random() < self.border else self.anywhere
+            classes = np.flatnonzero(places.amounts.sum(axis=0))
+            if len(classes):
+                cls = rng.choice(classes)
+                scene = self._draw_scene(places.amounts[:, cls], rng)
+                y, x = places.at[scene][cls][rng.integers(len(places.at[scene][cls]))]
+                return scene, int(y), int(x)
         scene = self._draw_scene(self.areas, rng)
-        size = self.scenes[scene].image.levels[0].size
-        return scene, int(rng.integers(size.height)), int(rng.integers(size.width))
+        area = self.scenes[scene].area
+        return scene, area.y + int(rng.integers(area.height)), area.x + int(rng.integers(area.width))
 
     def _draw_scene(self, amounts: NDArray[np.float64], rng: np.random.Generator) -> int:
         """A scene: first a group, all that have any of it alike, then one of its scenes in proportion to `amounts`."""
@@ -83,14 +97,13 @@ def read_padded(
 
     Pixels without data hold `fill`, one value a band.
     """
-    size = scene.image.levels[0].size
-    inside = Box(top, left, side, side).intersect(size.box)
+    inside = Box(top, left, side, side).intersect(scene.area)
     assert inside is not None, "crops are centred on a pixel of the scene"
     margins = (
         (inside.y - top, top + side - inside.bottom),
         (inside.x - left, left + side - inside.right),
     )
-    pixels = filled(scene.image.read(inside), scene.image.valid(inside), fill)
+    pixels = filled(scene.view.read(inside), scene.view.valid(inside), fill)
     image = np.pad(pixels, (*margins, (0, 0)), mode="symmetric")
     mask = np.pad(scene.targets(inside, lookup), margins, constant_values=IGNORE)
     return image, mask
@@ -107,12 +120,37 @@ def _paste(image: Tensor, mask: Tensor, other: Tensor, classes: Tensor, rng: np.
     mask[rows, columns] = classes[rows, columns]
 
 
-def _places(scene: Scene, lookup: NDArray[np.uint8]) -> list[NDArray[np.int32]]:
-    """For each class, (n, 2) rows and columns of its pixels on every INDEX_STRIDE-th row and column."""
-    size = scene.mask.levels[0].size
-    coarse = scene.targets(size.box, lookup)[::INDEX_STRIDE, ::INDEX_STRIDE]
+def _places(scene: Scene, lookup: NDArray[np.uint8]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+    """For each class, (n, 2) rows and columns of its pixels on every INDEX_STRIDE-th row and column of the scene: of
+    all of them, and of those with another class above, below or beside them."""
     classes = sorted(set(lookup.tolist()) - {IGNORE, IGNORE - 1})
-    return [np.argwhere(coarse == index).astype(np.int32) for index in classes]
+    found: list[tuple[NDArray[np.uint8], NDArray[np.bool_], Box]] = []
+    for box in scene.boxes():
+        coarse = scene.targets(box, lookup)[::INDEX_STRIDE, ::INDEX_STRIDE]
+        found.append((coarse, _meets_another(coarse), box))
+    everywhere, borders = (
+        [
+            np.concatenate(
+                [
+                    np.argwhere((coarse == index) & (edge | whole)) * INDEX_STRIDE + (box.y, box.x)
+                    for coarse, edge, box in found
+                ]
+            ).astype(np.int32)
+            for index in classes
+        ]
+        for whole in (True, False)
+    )
+    return everywhere, borders
+
+
+def _meets_another(classes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(H, W): True where a neighbour has another known class."""
+    edge = np.zeros(classes.shape, dtype=np.bool_)
+    for here, there in (((slice(1, None),), (slice(-1),)), ((slice(None), slice(1, None)), (slice(None), slice(-1)))):
+        differ = (classes[here] != classes[there]) & (classes[here] != IGNORE) & (classes[there] != IGNORE)
+        edge[here] |= differ
+        edge[there] |= differ
+    return edge
 
 
 def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def evaluate(
     scenes together; the mean is over the classes that are there or were called. Raises RequestError for data that
     does not fit the model's classes.
     """
-    scenes = find_scenes(data)
+    scenes = find_scenes(data, classes=model.card.classes, spacing=model.card.spacing)
     values = [c.value for c in model.card.classes]
     check_masks(scenes, values, data.ignore)
     chosen = scenes if everything else split_scenes(scenes, data).validation

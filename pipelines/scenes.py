@@ -1,10 +1,13 @@
-"""Labelled images: pairs of image and mask, checked, grouped and split so that nothing leaks."""
+"""Labelled images: each with what is known of it, checked, grouped and split so that nothing leaks."""
 
 from __future__ import annotations
 
+import filecmp
+import glob
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,27 +17,49 @@ from numpy.typing import NDArray
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
 from pipelines.images import is_image_name
-from tiling import Box, Source, blocks, open_image
+from pipelines.truth import VECTOR_ENDINGS, MaskTruth, Truth, read_shapes
+from tiling import Box, Source, Spacing, View, blocks, open_image
+from tiling.georef import box_corners
+from veca_core.card import ClassInfo, PixelSize
 
 IGNORE: Final = 255
 """Mask value, and class index, of a pixel that is neither trained on nor scored."""
 INDEX_STRIDE: Final = 4
-"""Every how many mask pixels, on each axis, class places are looked up for balanced sampling."""
+"""Every how many pixels, on each axis, class places are looked up for balanced sampling."""
+READ: Final = 4096
+"""Side of the boxes in which whole scenes are gone through."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image with its mask, both opened; masks hold class values."""
+    """A part of an image, or all of it, at the model's spacing, with what is known of its pixels."""
 
     name: str
     group: str
-    image: Source
-    mask: Source
+    view: View
+    truth: Truth
+    area: Box
+    """The part of the view that is this scene; nothing beyond it is ever read for training."""
+
+    @classmethod
+    def whole(cls, name: str, group: str, image: Source, mask: Source) -> Scene:
+        """All of an image at its own pixels, with a mask of the same size."""
+        view = View.open(image)
+        return cls(name, group, view, MaskTruth(mask, view), view.size.box)
+
+    @property
+    def image(self) -> Source:
+        return self.view.source
 
     def targets(self, box: Box, lookup: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W) class indices of a box, IGNORE where the mask says nothing or the image has no data."""
-        indices = lookup[self.mask.read(box)[..., 0]]
-        return np.where(self.image.valid(box), indices, IGNORE).astype(np.uint8)
+        """(H, W) class indices of a box of the view, IGNORE where nothing is known or the image has no data."""
+        indices = lookup[self.truth.values(box)]
+        return np.where(self.view.valid(box), indices, IGNORE).astype(np.uint8)
+
+    def boxes(self, side: int = READ) -> Iterator[Box]:
+        """Cuts the area into boxes of the view, row by row."""
+        for box in blocks(self.area.size, side):
+            yield Box(box.y + self.area.y, box.x + self.area.x, box.height, box.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +70,23 @@ class Split:
     validation: tuple[Scene, ...]
 
 
-def find_scenes(data: DataRecipe) -> tuple[Scene, ...]:
-    """Pairs the files of two folders by name; raises RequestError for what does not pair or fit."""
-    for folder in (data.images, data.masks):
-        if not folder.is_dir():
+def find_scenes(
+    data: DataRecipe, *, classes: Sequence[ClassInfo] = (), spacing: PixelSize | None = None
+) -> tuple[Scene, ...]:
+    """Pairs images with their masks or shapes by name, at a spacing (None: their own pixels).
+
+    `classes` give the values of shapes' class names. Raises RequestError for what does not pair or fit.
+    """
+    for folder in (data.images, data.masks or data.shapes):
+        if folder is not None and not folder.is_dir() and folder != data.shapes:
             raise RequestError(f"there is no folder {folder}; a data set has a folder of images and one of masks")
-    masks = {path.stem: path for path in sorted(data.masks.iterdir()) if is_image_name(path)}
     images = [path for path in sorted(data.images.iterdir()) if is_image_name(path)]
     if not images:
         raise RequestError(f"{data.images} holds no image; put the images to learn from there")
-    return tuple(_pair(image, masks, data) for image in images)
+    values = {c.name: c.value for c in classes}
+    wanted = Spacing.square(spacing.value, spacing.unit) if spacing else None
+    scenes = [_scene(image, data, values, wanted) for image in images]
+    return tuple(part for scene in scenes for part in (_cut(scene, data.blocks) if data.blocks else [scene]))
 
 
 def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
@@ -73,7 +105,24 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
             f"{len(groups)} group(s) of images leave nothing to "
             f"{'learn from' if not split.train else 'validate on'}; two groups at least are needed"
         )
+    check_leaks(split)
     return split
+
+
+def check_leaks(split: Split) -> None:
+    """Raises RequestError where a held-back scene shows what is also learned from: the same file, or the same place."""
+    for held in split.validation:
+        for learned in split.train:
+            if held.image.path != learned.image.path and _same_content(held.image.path, learned.image.path):
+                raise RequestError(
+                    f"{held.image.path} is held back and {learned.image.path} is learned from, but they are the same "
+                    "image; remove one, or give both the same group"
+                )
+            if _overlap(held, learned):
+                raise RequestError(
+                    f"{held.name} is held back and {learned.name} is learned from, but they overlap on the ground or "
+                    "in the image; give both the same group"
+                )
 
 
 def class_lookup(values: list[int], ignore: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -90,33 +139,90 @@ def check_masks(scenes: tuple[Scene, ...], values: list[int], ignore: tuple[int,
     counts = np.zeros((len(scenes), len(values)), dtype=np.int64)
     for i, scene in enumerate(scenes):
         seen = np.zeros(256, dtype=np.int64)
-        for box in blocks(scene.mask.levels[0].size, 4096):
-            seen += np.bincount(scene.mask.read(box)[..., 0].ravel(), minlength=256)
+        for box in scene.boxes():
+            seen += np.bincount(scene.truth.values(box).ravel(), minlength=256)
         foreign = [int(value) for value in np.flatnonzero(seen) if lookup[value] == IGNORE - 1]
         if foreign:
             raise RequestError(
-                f"{scene.mask.path} holds the values {foreign}, which are no class and not ignored; "
+                f"{scene.truth.path} holds the values {foreign}, which are no class and not ignored; "
                 f"the classes have the values {values}"
             )
         counts[i] = seen[values]
     return counts
 
 
-def _pair(image: Path, masks: dict[str, Path], data: DataRecipe) -> Scene:
-    if image.stem not in masks:
-        raise RequestError(f"{image} has no mask: expected {data.masks / image.stem} with any ending")
+def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spacing | None) -> Scene:
     match = re.search(data.group, image.stem)
     group = match[match.re.groups and 1] if match else None
     if group is None:
         raise RequestError(f"the group pattern {data.group!r} does not match the image name {image.stem!r}")
-    scene = Scene(image.stem, group, open_image(image), open_image(masks[image.stem]))
-    size, mask = scene.image.levels[0].size, scene.mask.levels[0].size
-    if size != mask:
-        raise RequestError(f"{image.stem}: the image is {size} but its mask is {mask}; they must be the same size")
-    if len(scene.mask.bands) != 1 or scene.mask.dtype != np.uint8:
-        found = f"{len(scene.mask.bands)} band(s) of {scene.mask.dtype}"
-        raise RequestError(f"{scene.mask.path} holds {found}; a mask has one 8-bit band of class values")
-    return scene
+    view = View.open(open_image(image), spacing)
+    if data.shapes is not None:
+        place = _beside(image, data.shapes, VECTOR_ENDINGS) if data.shapes.is_dir() else data.shapes
+        truth: Truth = read_shapes(place, view, values, data.attribute, data.elsewhere)
+    else:
+        assert data.masks is not None
+        truth = _mask(image, view, data.masks)
+    return Scene(image.stem, group, view, truth, view.size.box)
+
+
+def _mask(image: Path, view: View, folder: Path) -> MaskTruth:
+    mask = open_image(_beside(image, folder))
+    size, found = view.source.levels[0].size, mask.levels[0].size
+    if size != found:
+        raise RequestError(f"{image.stem}: the image is {size} but its mask is {found}; they must be the same size")
+    if len(mask.bands) != 1 or mask.dtype != np.uint8:
+        held = f"{len(mask.bands)} band(s) of {mask.dtype}"
+        raise RequestError(f"{mask.path} holds {held}; a mask has one 8-bit band of class values")
+    return MaskTruth(mask, view)
+
+
+def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
+    """The file of a folder that has an image's name."""
+    for path in sorted(folder.glob(f"{glob.escape(image.stem)}.*")):
+        if path.stem == image.stem and (path.suffix.lower() in endings if endings else is_image_name(path)):
+            return path
+    what = "shapes" if endings else "mask"
+    raise RequestError(f"{image} has no {what}: expected {folder / image.stem} with any ending")
+
+
+def _cut(scene: Scene, side: int) -> list[Scene]:
+    """Squares of a scene, each a group of its own; those in which nothing is known are left out."""
+    parts = []
+    for box in scene.boxes(side):
+        name = f"{scene.name}@{box.y // side},{box.x // side}"
+        part = replace(scene, name=name, group=name, area=box)
+        if any((part.truth.values(piece) != IGNORE).any() for piece in part.boxes()):
+            parts.append(part)
+    return parts
+
+
+def _same_content(one: str, other: str) -> bool:
+    """Whether two files hold the same bytes; False for what is no file."""
+    first, second = Path(one), Path(other)
+    if not (first.is_file() and second.is_file()) or first.stat().st_size != second.stat().st_size:
+        return False
+    return filecmp.cmp(first, second, shallow=False)
+
+
+def _overlap(one: Scene, other: Scene) -> bool:
+    """Whether two scenes show the same place: of one image, or of the ground in one CRS."""
+    if one.image.path == other.image.path:
+        return one.area.intersect(other.area) is not None and one.image.path != "<array>"
+    if one.view.georef.unit != "crs" or one.view.georef.crs != other.view.georef.crs:
+        return False
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = _bounds(one), _bounds(other)
+    # Neighbours that share an edge do not overlap.
+    across, along = min(right, right2) - max(left, left2), min(top, top2) - max(bottom, bottom2)
+    narrow, short = min(right - left, right2 - left2), min(top - bottom, top2 - bottom2)
+    return across > 1e-6 * narrow and along > 1e-6 * short
+
+
+def _bounds(scene: Scene) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in the world, y up."""
+    corners = np.array(box_corners(scene.view.georef, scene.area))
+    (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)
 
 
 def _a_fifth(groups: list[str]) -> set[str]:

@@ -39,6 +39,9 @@ CURVES: Final = "curves.png"
 STATE: Final = "training.pt"
 BEST: Final = "best"
 """Folder, inside a run's folder, of the model with the best validation score so far."""
+MEASURED: Final = 1024
+MEASURED_BOXES: Final = 36
+"""Bands are measured in at most about so many boxes of that side a scene."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Run:
         cls, recipe: TrainRecipe, out: Path, device: torch.device, report: Report, overwrite: bool = False
     ) -> Run:
         """Checks the data, builds the network, and loads the last checkpoint where there is one."""
-        scenes = find_scenes(recipe.data)
+        scenes = find_scenes(recipe.data, classes=recipe.classes, spacing=recipe.spacing)
         check_masks(scenes, [c.value for c in recipe.classes], recipe.data.ignore)
         split = split_scenes(scenes, recipe.data)
         bands = recipe.bands or measure_bands(split.train)
@@ -144,7 +147,9 @@ class Run:
         """The batches that are still to do, each the same whenever the run was stopped."""
         schedule = self.recipe.schedule
         augment = Augment(self.recipe.augment, schedule.crop)
-        crops = Crops(self.split.train, self.lookup, self.bands.mean, augment, schedule.balance, schedule.seed)
+        crops = Crops(
+            self.split.train, self.lookup, self.bands.mean, augment, schedule.balance, schedule.seed, schedule.border
+        )
         todo = range(self.step * schedule.batch, schedule.steps * schedule.batch)
         return iter(DataLoader(crops, schedule.batch, sampler=todo, collate_fn=collate))
 
@@ -245,16 +250,20 @@ class Run:
 
 
 def measure_bands(scenes: Sequence[Scene]) -> Bands:
-    """Band names of the first scene; mean and deviation of every band over every 16th pixel of the valid ones."""
+    """Band names of the first scene; mean and deviation of every band over every 16th of the valid pixels, in some
+    boxes of each scene where it is large."""
     first = scenes[0].image
     sums = np.zeros((3, len(first.bands)))
     for scene in scenes:
-        box = scene.image.levels[0].size.box
-        pixels = scene.image.read(box)[::4, ::4].astype(np.float64)
-        pixels = pixels[scene.image.valid(box)[::4, ::4]]
-        if pixels.shape[1] != len(first.bands):
-            raise RequestError(f"{scene.image.path} has {pixels.shape[1]} bands, {first.path} {len(first.bands)}")
-        sums += [np.full(len(first.bands), len(pixels)), pixels.sum(axis=0), (pixels**2).sum(axis=0)]
+        if len(scene.image.bands) != len(first.bands):
+            raise RequestError(
+                f"{scene.image.path} has {len(scene.image.bands)} bands, {first.path} {len(first.bands)}"
+            )
+        boxes = list(scene.boxes(MEASURED))
+        for box in boxes[:: -(-len(boxes) // MEASURED_BOXES)]:
+            pixels = scene.view.read(box)[::4, ::4].astype(np.float64)
+            pixels = pixels[scene.view.valid(box)[::4, ::4]]
+            sums += [np.full(len(first.bands), len(pixels)), pixels.sum(axis=0), (pixels**2).sum(axis=0)]
     mean = sums[1] / np.maximum(sums[0], 1)
     deviation = np.sqrt(np.maximum(sums[2] / np.maximum(sums[0], 1) - mean**2, 1e-12))
     rounded = [tuple(float(f"{v:.6g}") for v in values) for values in (mean, deviation)]

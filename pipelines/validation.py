@@ -14,7 +14,7 @@ from pipelines.carry import Carry
 from pipelines.inference import Predictor, fast_precision
 from pipelines.measure import Confusion
 from pipelines.scenes import IGNORE, Scene
-from tiling import Grid, View, blocks
+from tiling import Grid
 from veca_core import Segmenter
 
 VALIDATION_BLOCK: Final = 2048
@@ -40,11 +40,10 @@ def validate(
     confusion = Confusion(segmenter.classes)
     indices = np.arange(segmenter.classes, dtype=np.uint8)
     for scene in scenes:
-        view = View.open(scene.image)
-        grid = Grid.over(view.size, window, window // 8, multiple)
-        carry = Carry(view.size)
-        for block in blocks(view.size, VALIDATION_BLOCK):
-            called = predictor.predict_block(view, grid, block, carry=carry).labels(indices, IGNORE)
+        grid = Grid.over(scene.view.size, window, window // 8, multiple)
+        carry = Carry(scene.view.size)
+        for block in scene.boxes(VALIDATION_BLOCK):
+            called = predictor.predict_block(scene.view, grid, block, carry=carry).labels(indices, IGNORE)
             confusion.add(scene.targets(block, lookup), called)
         tick()
     return confusion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -42,7 +43,7 @@ def array_scene(height: int, width: int, *, hole: bool = False) -> Scene:
         valid[1:3, 2:4] = False
     pixels = np.stack([y, x, y], axis=-1).astype(np.float32)
     pixels[~valid] = np.nan
-    return Scene("a", "a", ArraySource(pixels, valid=valid), ArraySource(y.astype(np.uint8)))
+    return Scene.whole("a", "a", ArraySource(pixels, valid=valid), ArraySource(y.astype(np.uint8)))
 
 
 def middle(target: torch.Tensor) -> set[int]:
@@ -163,7 +164,7 @@ def test_stain_jitter_of_no_strength_changes_nothing() -> None:
 
 def test_other_than_8_bit_rgb_gets_a_gain_for_each_band() -> None:
     pixels = np.random.default_rng(0).normal(2000, 300, (64, 64, 5)).astype(np.float32)
-    one = Scene("a", "a", ArraySource(pixels), ArraySource(np.zeros((64, 64), np.uint8)))
+    one = Scene.whole("a", "a", ArraySource(pixels), ArraySource(np.zeros((64, 64), np.uint8)))
     how = AugmentRecipe(zoom=0, rotate=0, color=0.3, blur=0)
     data = Crops((one,), class_lookup([0, 1], ()), (0.0,) * 5, Augment(how, 32), 0.0, 0)
     image, _ = data[0]
@@ -182,7 +183,7 @@ def test_the_scale_is_drawn_evenly_in_and_out() -> None:
 
 def test_a_large_group_does_not_drown_a_small_one() -> None:
     large, small = array_scene(200, 300), array_scene(40, 50)
-    pair = (large, Scene("b", "b", small.image, small.mask))
+    pair = (large, dataclasses.replace(small, name="b", group="b"))
     for balance in (0.0, 1.0):
         data = Crops(pair, np.minimum(np.arange(256), 1).astype(np.uint8), FILL, Augment(STILL, 32), balance, 0)
         rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ def refused(path: Path, part: str = "") -> str:
             "the mask values [4] are classes and ignored",
         ),
         ({"data": {"images": "images", "masks": "masks", "group": "(case"}}, "data.group: "),
-        ({"data": {"images": "images"}}, "data.masks: Field required"),
+        ({"data": {"images": "images"}}, "data: give either masks or shapes"),
         ({"bands": {"names": ["x"], "mean": [0], "std": [0]}}, "deviations positive"),
         ({"window": 8}, "window: "),
     ],
@@ -187,7 +187,7 @@ def test_one_group_cannot_be_split(data: Path) -> None:
 
 def scene(name: str, group: str) -> Scene:
     pixels = ArraySource(np.zeros((1, 1), np.uint8))
-    return Scene(name, group, pixels, pixels)
+    return Scene.whole(name, group, pixels, pixels)
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=2, max_size=40), st.data())

@@ -1,0 +1,157 @@
+"""What is known of a scene's pixels: a mask file, or shapes that are drawn when a box of pixels is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyogrio.raw
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from pyogrio.errors import DataSourceError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
+from rasterio.features import rasterize
+
+from pipelines.errors import RequestError
+from tiling import Box, Source, View
+
+VECTOR_ENDINGS: Final = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
+
+
+class Truth(Protocol):
+    """Class values of pixels; 255 where nothing is known."""
+
+    @property
+    def path(self) -> str:
+        """Where it comes from."""
+        ...
+
+    def values(self, box: Box) -> NDArray[np.uint8]:
+        """(H, W) class values of a box of the scene's view."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTruth:
+    """A mask file of the image's own size; where the view has other pixels, the mask's nearest pixel counts."""
+
+    mask: Source
+    view: View
+
+    @property
+    def path(self) -> str:
+        return self.mask.path
+
+    def values(self, box: Box) -> NDArray[np.uint8]:
+        """(H, W) class values of a box of the view."""
+        full, grid = self.mask.levels[0].size, self.view.size
+        if full == grid:
+            return np.ascontiguousarray(self.mask.read(box)[..., 0])
+        rows = _nearest(box.y, box.bottom, grid.height, full.height)
+        columns = _nearest(box.x, box.right, grid.width, full.width)
+        region = Box.between(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+        values: NDArray[np.uint8] = self.mask.read(region)[..., 0][np.ix_(rows - region.y, columns - region.x)]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeTruth:
+    """Shapes in the view's pixels as (x, y); a later one covers those before it."""
+
+    path: str
+    shapes: NDArray[np.object_]
+    classes: NDArray[np.uint8]
+    """The class value of each shape."""
+    elsewhere: int
+    """The value of pixels in no shape."""
+
+    def values(self, box: Box) -> NDArray[np.uint8]:
+        """(H, W) class values of a box: a pixel belongs to the shape that its centre lies in."""
+        left, top, right, bottom = shapely.bounds(self.shapes).T if len(self.shapes) else np.empty((4, 0))
+        near = (left < box.right) & (right > box.x) & (top < box.bottom) & (bottom > box.y)
+        values = np.full((box.height, box.width), self.elsewhere, dtype=np.uint8)
+        if near.any():
+            rasterize(
+                zip(self.shapes[near], self.classes[near].tolist(), strict=True),
+                out=values,
+                transform=Affine.translation(box.x, box.y),
+            )
+        return values
+
+
+def read_shapes(path: Path, view: View, values: Mapping[str, int], attribute: str | None, elsewhere: int) -> ShapeTruth:
+    """The polygons of a vector file, as classes of a view.
+
+    Where the image has a CRS, they are brought into it from the file's; elsewhere they are level-0 pixels, as QuPath
+    writes them. The class is what `attribute` says, or QuPath's classification; shapes without one are left out.
+    Raises RequestError for a file that cannot be read, a class that nobody named, or shapes beside the image.
+    """
+    georef = view.georef
+    if georef.unit == "crs":
+        shapes, names = _from_layer(path, attribute or "class", str(georef.crs))
+        to_pixels = ~georef.transform
+    else:
+        shapes, names = _from_qupath(path, attribute)
+        to_pixels = Affine.scale(1 / view.scale[1], 1 / view.scale[0])
+    known = np.array([name is not None for name in names], dtype=np.bool_)
+    foreign = sorted({str(name) for name in names if name is not None and str(name) not in values})
+    if foreign:
+        raise RequestError(f"{path} holds the classes {foreign[:10]}, but the recipe names {list(values)}")
+    codes = np.array([values[str(name)] for name in names if name is not None], dtype=np.uint8)
+    placed = shapely.transform(shapes[known], lambda at: np.stack(to_pixels @ tuple(at.T), axis=1))
+    placed = shapely.make_valid(placed)
+    if len(placed) and not shapely.box(0, 0, view.size.width, view.size.height).intersects(placed).any():
+        raise RequestError(f"no shape of {path} touches {view.source.path}; are they of another image, or another CRS?")
+    return ShapeTruth(str(path), placed, codes, elsewhere)
+
+
+def _from_qupath(path: Path, attribute: str | None) -> tuple[NDArray[np.object_], list[Any]]:
+    """Geometries and class names of a GeoJSON file, coordinates as they stand."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        features = content["features"] if isinstance(content, dict) else content
+        shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
+        names = [_class_name(feature.get("properties") or {}, attribute) for feature in features]
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.GEOSException) as error:
+        raise RequestError(f"{path} is no GeoJSON of shapes: expected features with a geometry each") from error
+    return np.asarray(shapes, dtype=object), names
+
+
+def _class_name(properties: Mapping[str, Any], attribute: str | None) -> Any:
+    if attribute:
+        return properties.get(attribute)
+    classification = properties.get("classification")
+    return classification.get("name") if isinstance(classification, dict) else classification
+
+
+def _from_layer(path: Path, attribute: str, crs: str) -> tuple[NDArray[np.object_], list[Any]]:
+    """Geometries in `crs`, and class names, of the first layer of a vector file."""
+    try:
+        meta, _, encoded, fields = pyogrio.raw.read(path, columns=[attribute])
+        shapes = shapely.from_wkb(encoded)
+    except (DataSourceError, ValueError, shapely.errors.GEOSException) as error:
+        raise RequestError(f"{path} cannot be read as a vector layer") from error
+    if attribute not in meta["fields"]:
+        raise RequestError(f"{path} has no attribute {attribute!r}; name the one that says the class as data.attribute")
+    if not meta["crs"]:
+        raise RequestError(f"{path} does not say its CRS, and its image has one; write the layer with its CRS")
+    try:
+        change = Transformer.from_crs(CRS.from_user_input(meta["crs"]), CRS.from_user_input(crs), always_xy=True)
+    except CRSError as error:
+        raise RequestError(f"{path} has a CRS that PROJ cannot bring into that of its image") from error
+    moved = shapely.transform(shapes, lambda at: np.stack(change.transform(*at.T), axis=1))
+    return np.asarray(moved, dtype=object), list(fields[0])
+
+
+def _nearest(start: int, stop: int, length: int, full: int) -> NDArray[np.intp]:
+    """The pixel, of `full`, in whose place the centre of each of start..stop-1, of `length`, lies."""
+    at: NDArray[np.intp] = ((np.arange(start, stop) + 0.5) * (full / length)).astype(np.intp)
+    return np.minimum(at, full - 1)

@@ -1,0 +1,214 @@
+"""Shapes in place of masks, masks at another spacing, spatial blocks, and what would leak."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from affine import Affine
+from labelled import CLASSES, write_data
+from PIL import Image
+from rasterio.features import rasterize
+from shapely.geometry import Polygon, mapping
+
+from pipelines.config import DataRecipe
+from pipelines.crops import Crops, read_padded
+from pipelines.errors import RequestError
+from pipelines.scenes import IGNORE, Scene, check_leaks, class_lookup, find_scenes, split_scenes
+from pipelines.truth import MaskTruth
+from tiling import Box, Spacing, View, open_image
+from tiling.readers.array import ArraySource
+from veca_core.card import ClassInfo, PixelSize
+
+NAMED = tuple(ClassInfo.model_validate(c) for c in CLASSES)
+SQUARE = Polygon([(10, 20), (50, 20), (50, 60), (10, 60)], [[(20, 30), (30, 30), (30, 40), (20, 40)]])
+"""x 10..50, y 20..60 with a hole, in level-0 pixels."""
+
+
+def qupath(path: Path, shapes: list[tuple[Any, Any]]) -> None:
+    features = [
+        {"type": "Feature", "geometry": mapping(shape), "properties": {"objectType": "annotation", **said}}
+        for shape, said in shapes
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    """images/s.tif of 0.5 um pixels, 100 x 80, and shapes/s.geojson as QuPath writes it."""
+    for name in ("images", "shapes"):
+        (tmp_path / name).mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 80, 3)).astype(np.uint8)
+    tifffile.imwrite(
+        tmp_path / "images" / "s.ome.tif", pixels, photometric="rgb", tile=(64, 64),
+        metadata={"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"},
+    )  # fmt: skip
+    (tmp_path / "images" / "s.ome.tif").rename(tmp_path / "images" / "s.tif")
+    named = {"classification": {"name": "nucleus", "color": [1, 2, 3]}}
+    qupath(tmp_path / "shapes" / "s.geojson", [(SQUARE, named), (SQUARE.buffer(30), {})])
+    return tmp_path
+
+
+def shaped(folder: Path, **changed: Any) -> DataRecipe:
+    return DataRecipe.model_validate(
+        {"images": folder / "images", "shapes": folder / "shapes", "elsewhere": 0, **changed}
+    )
+
+
+def test_a_slides_shapes_are_drawn_in_its_pixels_whatever_box_is_asked_for(slide: Path) -> None:
+    (scene,) = find_scenes(shaped(slide), classes=NAMED)
+    whole = scene.truth.values(scene.area)
+    expected = np.zeros((100, 80), np.uint8)
+    expected[20:60, 10:50] = 4
+    expected[30:40, 20:30] = 0
+    assert np.array_equal(whole, expected)
+    for box in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
+        assert np.array_equal(scene.truth.values(box), expected[box.slices])
+
+
+def test_shapes_and_masks_follow_the_view_to_another_spacing(slide: Path) -> None:
+    (scene,) = find_scenes(shaped(slide), classes=NAMED, spacing=PixelSize(value=1.0, unit="um"))
+    assert (scene.area.height, scene.area.width) == (50, 40)
+    expected = np.zeros((50, 40), np.uint8)
+    expected[10:30, 5:25] = 4
+    expected[15:20, 10:15] = 0
+    assert np.array_equal(scene.truth.values(scene.area), expected)
+    view = View.open(open_image(slide / "images" / "s.tif"), Spacing(1.0, 1.0, "um"))
+    full = np.zeros((100, 80), np.uint8)
+    full[20:60, 10:50] = 4
+    full[30:40, 20:30] = 0
+    mask = MaskTruth(ArraySource(full), view)
+    assert np.array_equal(mask.values(view.size.box), expected)
+    assert np.array_equal(mask.values(Box(7, 3, 20, 30)), expected[7:27, 3:33])
+
+
+def test_crops_of_a_resampled_slide_show_image_and_shapes_at_the_models_spacing(slide: Path) -> None:
+    (scene,) = find_scenes(shaped(slide), classes=NAMED, spacing=PixelSize(value=1.0, unit="um"))
+    lookup = class_lookup([0, 4, 9], ())
+    image, mask = read_padded(scene, lookup, (0.0, 0.0, 0.0), -10, -10, 70)
+    assert np.array_equal(image[10:60, 10:50], scene.view.read(scene.area))
+    assert (mask[:10] == IGNORE).all()
+    assert (mask[10:60, 10:50] == lookup[scene.truth.values(scene.area)]).all()
+
+
+@pytest.mark.parametrize("ending", [".gpkg", ".geojson"])
+def test_a_layer_in_another_crs_is_brought_to_its_raster(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "images").mkdir()
+    transform = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_050)
+    with rasterio.open(
+        tmp_path / "images" / "r.tif", "w", driver="GTiff", width=100, height=100, count=3, dtype="uint8",
+        crs="EPSG:32633", transform=transform,
+    ) as file:  # fmt: skip
+        file.write(np.ones((3, 100, 100), np.uint8))
+    shape = Polygon([(500_005, 5_000_045), (500_030, 5_000_045), (500_030, 5_000_020), (500_005, 5_000_020)])
+    layer = geopandas.GeoDataFrame({"kind": ["rare"], "geometry": [shape]}, crs="EPSG:32633").to_crs("EPSG:4326")
+    layer.to_file(tmp_path / f"layer{ending}")
+    data = {"shapes": tmp_path / f"layer{ending}", "attribute": "kind"}
+    (scene,) = find_scenes(shaped(tmp_path, **data), classes=NAMED)
+    expected = rasterize([(shape, 9)], (100, 100), transform=transform, dtype="uint8")
+    assert (scene.truth.values(scene.area) == expected).mean() > 0.995
+    with pytest.raises(RequestError, match=r"has no attribute 'sort'; name the one"):
+        find_scenes(shaped(tmp_path, **{**data, "attribute": "sort"}), classes=NAMED)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is no GeoJSON of shapes"),
+        ("{}", "is no GeoJSON of shapes"),
+        ('{"features": [{"geometry": {"type": "Blob"}}]}', "is no GeoJSON of shapes"),
+        ("far", r"no shape of .* touches .*; are they of another image"),
+        ("foreign", r"holds the classes \['tumour'\], but the recipe names \['background'"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(slide: Path, content: str, reason: str) -> None:
+    path = slide / "shapes" / "s.geojson"
+    if content == "far":
+        qupath(path, [(Polygon([(900, 900), (950, 900), (950, 950)]), {"classification": {"name": "rare"}})])
+    elif content == "foreign":
+        qupath(path, [(SQUARE, {"classification": {"name": "tumour"}})])
+    else:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(RequestError, match=reason) as caught:
+        find_scenes(shaped(slide), classes=NAMED)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_without_shapes_is_named(slide: Path) -> None:
+    (slide / "shapes" / "s.geojson").rename(slide / "shapes" / "t.geojson")
+    with pytest.raises(RequestError, match="has no shapes: expected"):
+        find_scenes(shaped(slide), classes=NAMED)
+
+
+# Spatial blocks, and what would leak.
+
+
+def test_one_large_image_is_split_by_blocks_and_no_crop_reaches_into_another(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    y, x = np.mgrid[:300, :330]
+    block = (y // 100 * 4 + x // 100).astype(np.uint8)
+    Image.fromarray(np.stack([block * 10] * 3, axis=-1)).save(tmp_path / "images" / "one.png")
+    Image.fromarray(np.minimum(block, 1)).save(tmp_path / "masks" / "one.png")
+    data = DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks", blocks=100)
+    scenes = find_scenes(data)
+    assert len(scenes) == 12
+    assert sum(scene.area.pixels for scene in scenes) == 300 * 330
+    split = split_scenes(scenes, data)
+    assert len(split.validation) == 2
+    for one in split.train:
+        for top, left in ((one.area.y - 40, one.area.x - 40), (one.area.bottom - 5, one.area.x)):
+            image, _ = read_padded(one, class_lookup([0, 1], ()), (0, 0, 0), top, left, 60)
+            assert len(np.unique(image)) == 1
+
+
+def test_the_same_file_under_two_names_does_not_slip_through(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for folder in ("images", "masks"):
+        (data / folder / "case2_0.png").write_bytes((data / folder / "case0_0.png").read_bytes())
+    recipe = DataRecipe(images=data / "images", masks=data / "masks", group="(case[0-9])", validate_on=("case2",))
+    with pytest.raises(RequestError, match=r"case2_0.png is held back and .*case0_0.png is learned from"):
+        split_scenes(find_scenes(recipe), recipe)
+
+
+@pytest.mark.parametrize(("east", "leaks"), [(49.0, True), (50.0, False), (80.0, False)])
+def test_rasters_that_overlap_on_the_ground_are_not_split(tmp_path: Path, east: float, leaks: bool) -> None:
+    scenes = []
+    for name, left in (("a", 0.0), ("b", east)):
+        path = tmp_path / f"{name}.tif"
+        with rasterio.open(
+            path, "w", driver="GTiff", width=100, height=100, count=1, dtype="uint8", crs="EPSG:32633",
+            transform=Affine(0.5, 0, 500_000 + left, 0, -0.5, 5_000_050),
+        ) as file:  # fmt: skip
+            file.write(np.full((1, 100, 100), len(scenes), np.uint8))
+        image = open_image(path)
+        scenes.append(Scene.whole(name, name, image, image))
+    recipe = DataRecipe(images=tmp_path, masks=tmp_path, validate_on=("b",))
+    if leaks:
+        with pytest.raises(RequestError, match="b is held back and a is learned from, but they overlap"):
+            split_scenes(tuple(scenes), recipe)
+    else:
+        check_leaks(split_scenes(tuple(scenes), recipe))
+
+
+def test_border_sampling_centres_crops_where_classes_meet() -> None:
+    from pipelines.augment import Augment
+    from pipelines.config import AugmentRecipe
+
+    classes = np.zeros((200, 200), np.uint8)
+    classes[:, 100:] = 1
+    one = Scene.whole("a", "a", ArraySource(np.zeros((200, 200, 3), np.uint8)), ArraySource(classes))
+    still = Augment(AugmentRecipe(zoom=0, rotate=0, color=0, blur=0), 32)
+    far = []
+    for border in (0.0, 1.0):
+        crops = Crops((one,), class_lookup([0, 1], ()), (0, 0, 0), still, 1.0, 0, border)
+        rng = np.random.default_rng(0)
+        far.append(np.mean([abs(crops._draw_centre(rng)[2] - 99.5) for _ in range(100)]))
+    assert far[0] > 30
+    assert far[1] < 5
