@@ -78,10 +78,18 @@ class Augment:
                 unit = stain_jitter(unit, self.recipe.stain, rng)
             if self.recipe.color and rng.random() < 0.8:
                 unit = self.jitter(unit)
-            return unit * 255
+            return self.cast(unit, rng) * 255
         gain = 1 + self.recipe.color * (torch.rand(len(pixels), 1, 1) * 2 - 1)
         shift = self.recipe.color * 0.2 * (torch.rand(len(pixels), 1, 1) * 2 - 1) * pixels.std()
         return pixels * gain + shift
+
+    def cast(self, unit: Tensor, rng: np.random.Generator) -> Tensor:
+        """A colour cast and another saturation, on RGB (3, H, W) in 0..1."""
+        tint, vivid = self.recipe.tint, math.log(self.recipe.vivid)
+        if not tint and not vivid:
+            return unit
+        gains = torch.from_numpy(np.exp(rng.uniform(-tint, tint, 3)).astype(np.float32)).reshape(3, 1, 1)
+        return v2.functional.adjust_saturation((unit * gains).clamp(0, 1), math.exp(rng.uniform(-vivid, vivid)))
 
 
 def stain_jitter(rgb: Tensor, strength: float, rng: np.random.Generator) -> Tensor:

@@ -89,6 +89,10 @@ class AugmentRecipe(_Part):
     """How often a crop is turned by any angle; quarter turns and flips are always drawn."""
     color: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Strength of brightness, contrast, saturation and hue changes (brightness and contrast for other than RGB)."""
+    tint: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength of colour casts, a gain for each band: another sensor, season, haze or white balance (RGB only)."""
+    vivid: Annotated[float, Field(ge=1)] = 1.0
+    """Saturation is multiplied by 1/vivid to vivid, log-uniform (RGB only): so that a hue alone decides no class."""
     stain: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of changes to haematoxylin, eosin and DAB (RGB only)."""
     blur: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -162,6 +162,22 @@ def test_stain_jitter_of_no_strength_changes_nothing() -> None:
     assert changed.max() <= 1
 
 
+def test_a_tint_is_a_gain_for_each_band_and_saturation_leaves_grey_alone() -> None:
+    grey = torch.full((3, 8, 8), 0.4)
+    tinted = Augment(AugmentRecipe(tint=0.3), 32).cast(grey, np.random.default_rng(0))
+    gains = tinted[:, 0, 0] / 0.4
+    assert torch.equal(tinted, tinted[:, :1, :1].expand(3, 8, 8))
+    assert np.exp(-0.3) <= gains.min() < gains.max() <= np.exp(0.3)
+    torch.testing.assert_close(Augment(AugmentRecipe(vivid=3), 32).cast(grey, np.random.default_rng(0)), grey)
+    green = torch.tensor([0.4, 0.5, 0.4]).reshape(3, 1, 1).expand(3, 8, 8)
+    spread = [
+        float(changed[1].mean() - changed[0].mean())
+        for seed in range(40)
+        for changed in [Augment(AugmentRecipe(vivid=3), 32).cast(green, np.random.default_rng(seed))]
+    ]
+    assert 0.1 / 3 <= min(spread) < 0.06 < 0.2 < max(spread) <= 0.3 + 1e-6
+
+
 def test_other_than_8_bit_rgb_gets_a_gain_for_each_band() -> None:
     pixels = np.random.default_rng(0).normal(2000, 300, (64, 64, 5)).astype(np.float32)
     one = Scene.whole("a", "a", ArraySource(pixels), ArraySource(np.zeros((64, 64), np.uint8)))
