@@ -100,6 +100,10 @@ class RunRecord(_Part):
     """Blocks that an earlier, interrupted run had finished."""
     seconds: dict[str, float]
     """Wall-clock time of the parts of the run."""
+    shares: dict[str, float] = {}
+    """Of the time that predicting took: 'read', waiting for pixels; 'compute'; 'write', waiting for what is written."""
+    steps_down: tuple[str, ...] = ()
+    """What was given up because memory ran out, a line each."""
     peak_memory: int
     """Largest resident size of this process, in bytes."""
     outputs: tuple[str, ...]

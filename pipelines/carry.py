@@ -1,60 +1,128 @@
-"""What windows say of blocks still to come, kept for a while so that no window is run twice."""
+"""Which windows each block needs, and what they say of blocks still to come, kept so that no window is run twice."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling import Box, Size
+from tiling import Box, Grid
+from veca_core.memory import FLOAT
 
 LIMIT: Final = 256 * 2**20
 """Bytes kept at most; beyond it a window is run again, which gives the same values."""
 
 
-class Carry:
-    """Parts of windows that reach beyond a block, for blocks that are done row by row, left to right.
+class Tissue(Protocol):
+    """Where a slide holds something worth looking at."""
 
-    Only a saving: a block that finds nothing here, after a resume or on another machine, runs the window itself.
+    def touches(self, box: Box) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is to be done for a block: one of its windows; or, with none, the block is complete."""
+
+    block: Box
+    window: Box | None = None
+    part: Box | None = None
+    """The part of the window that an earlier step has kept for this block; None: the window is to be run."""
+    keep: tuple[Box, ...] = ()
+    """Parts of a window that is run, which later blocks will take."""
+
+    @property
+    def common(self) -> Box:
+        """What window and block share."""
+        common = self.window.intersect(self.block) if self.window else None
+        assert common is not None, "a step's window touches its block"
+        return common
+
+
+def schedule(
+    grid: Grid, blocks: Iterable[Box], classes: int, *, tissue: Tissue | None = None, limit: int = LIMIT
+) -> Iterator[Step]:
+    """The steps for some blocks of an image, which come row by row and left to right; windows in the grid's order.
+
+    Arithmetic only, made as it is asked for: what is kept never exceeds `limit` bytes, and of the image's windows only
+    those that are kept are remembered. With a limit of 0 each block runs all its windows. Windows without tissue are
+    left out.
     """
-
-    def __init__(self, size: Size, limit: int = LIMIT) -> None:
-        """`size` is the image's: what windows say of pixels beyond its edges is asked for by nobody."""
-        self.image = size.box
-        self.limit = limit
-        self.parts: dict[Box, list[tuple[Box, NDArray[np.float32]]]] = {}
-        self.bytes = 0
-
-    def keep(self, window: Box, values: NDArray[np.float32], block: Box) -> None:
-        """Remembers what a window's values (classes, h, w) say to the right of a block and below it."""
-        right = _between(max(window.y, block.y), block.right, min(window.bottom, block.bottom), window.right)
-        below = _between(block.bottom, window.x, window.bottom, window.right)
-        for part in (right, below):
-            inside = part.intersect(window) if part else None
-            common = inside.intersect(self.image) if inside else None
-            if common is None:
+    kept: dict[Box, tuple[Box, ...]] = {}
+    held = 0
+    for block in blocks:
+        for window in grid.touching(block):
+            if tissue is not None and not tissue.touches(window):
                 continue
-            piece = values[(slice(None), *common.relative_to(window).slices)].copy()
-            if self.bytes + piece.nbytes <= self.limit:
-                self.parts.setdefault(window, []).append((common, piece))
-                self.bytes += piece.nbytes
+            common = Step(block, window).common
+            part = next((p for p in kept.get(window, ()) if p.contains(common)), None)
+            if part is not None:
+                yield Step(block, window, part)
+                continue
+            keep = []
+            for beyond in _beyond(window, block, grid):
+                if beyond not in kept.get(window, ()) and held + _bytes(beyond, classes) <= limit:
+                    held += _bytes(beyond, classes)
+                    keep.append(beyond)
+            if keep:
+                kept[window] = (*kept.get(window, ()), *keep)
+            yield Step(block, window, None, tuple(keep))
+        for window, parts in list(kept.items()):
+            left = tuple(part for part in parts if needed_after(part, block))
+            held -= sum(_bytes(part, classes) for part in parts) - sum(_bytes(part, classes) for part in left)
+            if left:
+                kept[window] = left
+            else:
+                del kept[window]
+        yield Step(block)
 
-    def take(self, window: Box, block: Box) -> tuple[Box, NDArray[np.float32]] | None:
-        """The part of a window that covers all it shares with a block: where it lies, and its values."""
-        common = window.intersect(block)
-        assert common is not None, "a block asks for the windows that touch it"
-        return next((part for part in self.parts.get(window, ()) if part[0].contains(common)), None)
+
+class Carry:
+    """The kept parts of windows: probabilities (classes, h, w) and validity (h, w). Does what `schedule` says."""
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[Box, Box], tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+
+    def keep(self, step: Step, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Copies what later blocks will take of a window that was run."""
+        assert step.window is not None
+        for part in step.keep:
+            rows, columns = part.relative_to(step.window).slices
+            self.parts[step.window, part] = values[:, rows, columns].copy(), valid[rows, columns].copy()
+
+    def take(self, step: Step) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+        """What was kept of a window for this block; None where the window had nothing to say."""
+        assert step.window is not None
+        assert step.part is not None
+        return self.parts.get((step.window, step.part))
 
     def forget(self, block: Box) -> None:
         """Drops what only this block, or those before it, needed."""
-        for window, parts in list(self.parts.items()):
-            left = [(box, values) for box, values in parts if box.bottom > block.bottom or box.right > block.right]
-            self.bytes -= sum(values.nbytes for _, values in parts) - sum(values.nbytes for _, values in left)
-            if left:
-                self.parts[window] = left
-            else:
-                del self.parts[window]
+        for key in [key for key in self.parts if not needed_after(key[1], block)]:
+            del self.parts[key]
+
+
+def needed_after(part: Box, block: Box) -> bool:
+    """Whether a kept part reaches into a block that comes after this one."""
+    return part.bottom > block.bottom or (part.bottom > block.y and part.right > block.right)
+
+
+def _beyond(window: Box, block: Box, grid: Grid) -> Iterator[Box]:
+    """What of a window lies, inside the image, to the right of a block and below it."""
+    image = grid.size.box
+    right = _between(max(window.y, block.y), block.right, min(window.bottom, block.bottom), window.right)
+    below = _between(block.bottom, window.x, window.bottom, window.right)
+    for part in (right, below):
+        inside = part.intersect(window) if part else None
+        common = inside.intersect(image) if inside else None
+        if common is not None:
+            yield common
+
+
+def _bytes(part: Box, classes: int) -> int:
+    return part.pixels * (classes * FLOAT + 1)
 
 
 def _between(top: int, left: int, bottom: int, right: int) -> Box | None:

@@ -1,26 +1,27 @@
-"""From a block of an image to class probabilities: the one path that segmenting, evaluating and every worker share."""
+"""From blocks of an image to class probabilities: the one path that segmenting, evaluating and every worker share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines.ahead import ahead
-from pipelines.carry import Carry
+from pipelines.carry import LIMIT, Carry, Step, Tissue, schedule
+from pipelines.progress import Clock
 from tiling import Box, Grid, Stitcher, View, taper
 from veca_core import ModelError, Segmenter
 
-
-class Tissue(Protocol):
-    """Where a slide holds something worth looking at."""
-
-    def touches(self, box: Box) -> bool: ...
+READERS: Final = 2
+"""Threads that read windows."""
+MOST_WAITING: Final = 64
+"""Steps that wait for a batch to become full, before it is run as it is."""
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,104 +42,175 @@ class Prediction:
         return np.where(self.seen, values[self.stitched.argmax()], np.uint8(nodata))
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A window whose pixels (h, w, bands) wait for the network."""
+@dataclass(slots=True)
+class _Piece:
+    """A step on its way: first with the pixels (h, w, bands) of its window, then with what the network says of it."""
 
-    window: Box
-    pixels: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A window, and the probabilities (classes, h, w) of the part of it that is known."""
-
-    window: Box
-    part: Box
-    values: NDArray[np.float32]
+    step: Step
+    pixels: NDArray[Any] | None = None
+    valid: NDArray[np.bool_] | None = None
+    """(h, w): where the window has data."""
+    values: NDArray[np.float32] | None = None
+    """(classes, h, w) probabilities."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Predictor:
     """A network with how it is to be run. Windows go through it in the grid's order, always in full batches."""
 
     network: Segmenter
     cores: int
     batch: int
+    """Made smaller where the device turns out to have too little memory."""
     device: torch.device
     precision: torch.dtype
     taper: str = "linear"
     bands: tuple[int, ...] | None = None
     """Which band of the image is the model's first, second ...; None: they are in the model's order."""
+    steps_down: list[str] = field(default_factory=list)
+    """What was given up because memory ran out, a line each."""
 
-    def predict_block(
-        self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None, carry: Carry | None = None
-    ) -> Prediction:
-        """Runs every window that touches the block and has data (and tissue, where that is asked for).
+    def predict_block(self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None) -> Prediction:
+        """Runs every window that touches the block and has data there (and tissue, where that is asked for)."""
+        (prediction,) = self.predict_blocks(view, grid, [block], lambda _, done: done, tissue=tissue, carry=0)
+        return prediction
 
-        With a `carry`, parts of windows that earlier blocks ran are taken from it, and parts for later ones left there.
+    def predict_blocks(
+        self,
+        view: View,
+        grid: Grid,
+        blocks: Iterable[Box],
+        finish: Callable[[Box, Prediction], Done],
+        *,
+        tissue: Tissue | None = None,
+        carry: int = LIMIT,
+        clock: Clock | None = None,
+    ) -> Generator[Done]:
+        """finish(block, prediction) for each block, in order; blocks come row by row, left to right.
+
+        Reading goes on ahead in threads, the network runs in the caller's, stitching and `finish` in one behind it;
+        at most a batch and a few windows are on their way. A block's values do not depend on which others are asked
+        for; with a `carry` of so many bytes, a window that touches several blocks is run once. `clock` is told how long
+        the network ran ('compute'), and how long it had to wait for pixels ('read') or for what comes behind ('write').
         """
-        stitcher = Stitcher(block, self.network.classes, taper(grid.window, grid.overlap, self.taper))
-        seen = view.valid(block)
-        if seen.any():
-            windows = (w for w in grid.touching(block) if tissue is None or tissue.touches(w))
-            for piece in self._answered(self._looked_up(view, windows, block, carry)):
-                stitcher.add(piece.window, piece.values, piece.part)
-                if carry is not None and piece.part == piece.window:
-                    carry.keep(piece.window, piece.values, block)
-        if carry is not None:
-            carry.forget(block)
-        return Prediction(stitcher, seen & stitcher.covered)
+        clock = clock or Clock()
+        steps = schedule(grid, blocks, self.network.classes, tissue=tissue, limit=carry)
+        weights = taper(grid.window, grid.overlap, self.taper)
+        behind = _Behind(self.network.classes, weights, finish)
+        with closing(ahead(self._reader(view), steps, self.batch + READERS, threads=READERS)) as read:
+            answered = self._answered(clock.through("read", read), clock)
+            with closing(ahead(behind, answered, 1)) as done:
+                yield from (result[0] for result in clock.through("write", done) if result is not None)
 
-    def _looked_up(
-        self, view: View, windows: Iterable[Box], block: Box, carry: Carry | None
-    ) -> Iterator[_Known | _Read]:
-        """What is known of each window, or else its pixels, read ahead; windows without a valid pixel are left out."""
+    def _reader(self, view: View) -> Callable[[Step], _Piece]:
+        """Fetches the pixels of the windows that are to be run; none where a window has no data that is asked for."""
         means = self.network.mean.flatten().tolist()
         fill = means if self.bands is None else [means[self.bands.index(i)] for i in range(len(means))]
 
-        def look(window: Box) -> _Known | _Read | None:
-            known = carry.take(window, block) if carry is not None else None
-            if known is not None:
-                return _Known(window, *known)
-            pixels, valid = view.window(window, fill)
-            if not valid.any():
-                return None
-            return _Read(window, pixels if self.bands is None else pixels[..., self.bands])
+        def read(step: Step) -> _Piece:
+            if step.window is None or step.part is not None or view.blank(step.window):
+                return _Piece(step)
+            pixels, valid = view.window(step.window, fill)
+            parts = [part.relative_to(step.window).slices for part in (step.common, *step.keep)]
+            if not any(valid[part].any() for part in parts):
+                return _Piece(step)
+            return _Piece(step, pixels if self.bands is None else pixels[..., self.bands], valid)
 
-        return (piece for piece in ahead(look, windows, self.batch + 1) if piece is not None)
+        return read
 
-    def _answered(self, pieces: Iterable[_Known | _Read]) -> Iterator[_Known]:
+    def _answered(self, pieces: Iterable[_Piece], clock: Clock) -> Iterator[_Piece]:
         """The pieces in their order, those that were read with what the network says of them, a batch at a time."""
-        waiting: list[_Known | _Read] = []
+        waiting: list[_Piece] = []
         for piece in pieces:
             waiting.append(piece)
-            if sum(isinstance(p, _Read) for p in waiting) == self.batch:
-                yield from self._settled(waiting)
+            fresh = sum(p.pixels is not None for p in waiting)
+            if fresh == self.batch or len(waiting) == MOST_WAITING:
+                yield from self._settled(waiting, clock)
                 waiting = []
-        yield from self._settled(waiting)
+        yield from self._settled(waiting, clock)
 
-    def _settled(self, waiting: Sequence[_Known | _Read]) -> Iterator[_Known]:
-        pixels = [piece.pixels for piece in waiting if isinstance(piece, _Read)]
-        fresh = iter(self.probabilities(np.stack(pixels))) if pixels else iter(())
-        for piece in waiting:
-            yield piece if isinstance(piece, _Known) else _Known(piece.window, piece.window, next(fresh))
+    def _settled(self, waiting: Sequence[_Piece], clock: Clock) -> Iterator[_Piece]:
+        fresh = [piece for piece in waiting if piece.pixels is not None]
+        if fresh:
+            with clock("compute"):
+                values = self.probabilities(np.stack([piece.pixels for piece in fresh if piece.pixels is not None]))
+            for piece, answer in zip(fresh, values, strict=True):
+                piece.pixels, piece.values = None, answer
+        yield from waiting
 
     def probabilities(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, h, w, bands) raw pixels, n at most the batch -> (n, classes, h, w).
+        """(n, h, w, bands) raw pixels -> (n, classes, h, w).
 
-        Short batches are filled up by repeating the last window, so that every window goes through the same
-        arithmetic wherever a run was cut: that keeps results equal to the byte.
+        Where the device runs out of memory, and only then, the batch is halved and run again. Raises
+        torch.OutOfMemoryError where a single window does not fit.
+        """
+        while True:
+            starts = range(0, len(pixels), self.batch)
+            try:
+                parts = [self._run(pixels[start : start + self.batch]) for start in starts]
+                return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+            # Here, not in the handler: its traceback would hold on to what did not fit.
+            self.steps_down.append(f"out of memory on {self.device}: batch {self.batch} -> {self.batch // 2}")
+            self.batch //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """One pass. A short batch is filled up by repeating its last window, so that every window goes through the
+        same arithmetic wherever a run was cut: that keeps results equal to the byte.
         """
         missing = self.batch - len(pixels)
         full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)]) if missing else pixels
-        tensor = torch.from_numpy(_torch_ready(full)).to(self.device).permute(0, 3, 1, 2)
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            logits = self.network(tensor, self.cores)
-        if not torch.isfinite(logits).all():
+        tensor = torch.from_numpy(_torch_ready(full)).to(self.device).permute(0, 3, 1, 2).contiguous()
+        with torch.inference_mode():
+            with autocast(self.device, self.precision):
+                logits = self.network(tensor, self.cores)
+            answer = logits.float().softmax(dim=1)[: len(pixels)]
+        if not answer.sum().isfinite():
             raise ModelError("the model answered with values that are no numbers; its weights or its card are damaged")
-        result: NDArray[np.float32] = logits.float().softmax(dim=1)[: len(pixels)].cpu().numpy()
+        result: NDArray[np.float32] = answer.cpu().numpy()
         return result
+
+
+class _Behind(Generic[Done]):
+    """What comes behind the network, a step at a time: stitches a block, keeps what later ones need, finishes it."""
+
+    def __init__(self, classes: int, weights: NDArray[np.float32], finish: Callable[[Box, Prediction], Done]) -> None:
+        self.classes = classes
+        self.weights = weights
+        self.finish = finish
+        self.carry = Carry()
+        self.open: Prediction | None = None
+        """The block that is being put together."""
+
+    def __call__(self, piece: _Piece) -> tuple[Done] | None:
+        step = piece.step
+        if self.open is None:
+            seen = np.zeros((step.block.height, step.block.width), dtype=np.bool_)
+            self.open = Prediction(Stitcher(step.block, self.classes, self.weights), seen)
+        if step.window is None:
+            complete, self.open = self.open, None
+            self.carry.forget(step.block)
+            return (self.finish(step.block, complete),)
+        if step.part is not None:
+            known = self.carry.take(step)
+            if known is not None:
+                self._add(self.open, step.window, step.part, *known)
+        elif piece.values is not None and piece.valid is not None:
+            self._add(self.open, step.window, step.window, piece.values, piece.valid)
+            self.carry.keep(step, piece.values, piece.valid)
+        return None
+
+    @staticmethod
+    def _add(into: Prediction, window: Box, part: Box, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Adds what a part (classes, h, w) of a window says, and where (h, w) it has data."""
+        into.stitched.add(window, values, part)
+        common = part.intersect(into.stitched.box)
+        if common is not None:
+            into.seen[common.relative_to(into.stitched.box).slices] |= valid[common.relative_to(part).slices]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:

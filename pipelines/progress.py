@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 Report = Callable[[str], None]
+Item = TypeVar("Item")
 
 
 def quiet(line: str) -> None:
@@ -56,15 +58,38 @@ class ProgressBar:
 
 
 class Clock:
-    """Wall-clock seconds of the named parts of a run."""
+    """Wall-clock seconds of the named parts of a run. What a part counts is not counted again by one around it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        started = time.monotonic()
+        started, counted = time.monotonic(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started
+            meanwhile = sum(self.seconds.values()) - counted
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started - meanwhile
+
+    def through(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the time that each takes to come is counted."""
+        coming = iter(items)
+        while True:
+            with self(part):
+                item = next(coming, _END)
+            if isinstance(item, _End):
+                return
+            yield item
+
+    def shares(self, *parts: str) -> dict[str, float]:
+        """What part of the time that these took together each of them took; nothing before any time has passed."""
+        total = sum(self.seconds.get(part, 0.0) for part in parts)
+        return {part: self.seconds.get(part, 0.0) / total for part in parts} if total else {}
+
+
+class _End:
+    """Behind the last item."""
+
+
+_END = _End()

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.bundle import LABELS, Bundle, remove_result, write_run
-from pipelines.carry import Carry
 from pipelines.errors import USER_ERRORS, RequestError
-from pipelines.inference import Predictor, Tissue
+from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
 from pipelines.plan import CHUNK, choose_device, describe
 from pipelines.progress import Clock, Report, quiet
@@ -69,11 +69,12 @@ def segment(
         return earlier
     refuse_another(job)
     with clock("predict"):
-        labels, resumed = predict_labels(job, tick)
+        predicted = predict_labels(job, tick)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
     with clock("export"):
-        outputs = [path for row in exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
-    record = job.record(resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
+        outputs = [path for row in exports for path in EXPORTS[row](predicted.labels, job.folder, job.view, job.tags)]
+    record = job.record(predicted.resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
+    record = record.model_copy(update={"shares": predicted.shares, "steps_down": predicted.steps_down})
     write_run(job.folder, record)
     (job.folder / PLAN).unlink(missing_ok=True)
     source.close()
@@ -182,34 +183,61 @@ def _read_summary(path: Path) -> list[dict[str, str]]:
         return list(rows) if tuple(rows.fieldnames or ()) == SUMMARY_COLUMNS else []
 
 
-def predict_labels(job: Job, tick: Tick) -> tuple[Labels, int]:
-    """Fills the canvas block by block and publishes it; returns it with the number of blocks found finished.
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The labels of a job, and how they came about."""
+
+    labels: Labels
+    resumed: int
+    """Blocks that were found finished."""
+    shares: dict[str, float]
+    """Of the time that predicting took: waiting for pixels, computing, waiting for what is written."""
+    steps_down: tuple[str, ...]
+    """What was given up because memory ran out."""
+
+
+def predict_labels(job: Job, tick: Tick) -> Predicted:
+    """Fills the canvas block by block and publishes it.
 
     What was there before stays whole until then. Labels of this very job that are there already are taken as they are.
     """
     if not job.options.overwrite and (labels := published_labels(job)):
-        return labels, job.blocks
+        return Predicted(labels, job.blocks, {}, ())
     job.folder.mkdir(parents=True, exist_ok=True)
     remember_plan(job)
-    partial = job.folder / f"{LABELS}.partial"
-    device = torch.device(job.plan.device)
-    network = job.model.network.to(device)
-    precision = getattr(torch, job.plan.precision)
-    predictor = Predictor(network, job.plan.cores, job.plan.batch, device, precision, bands=job.bands)
-    tissue = tissue_mask(job.view) if job.searches_tissue else None
-    carry = Carry(job.view.size)
-    with open_canvas(job, partial) as canvas:
-        total = job.blocks
+    with open_canvas(job, job.folder / f"{LABELS}.partial") as canvas:
         resumed = sum(canvas.is_done(block) for block in canvas.blocks)
-        done = resumed
-        for block in canvas.blocks:
-            tick(done, total)
-            if not canvas.is_done(block):
-                canvas.write(block, block_labels(predictor, job, block, tissue, carry))
-                done += 1
-        tick(total, total)
+        missing = (block for block in canvas.blocks if not canvas.is_done(block))
+        predictor, clock = open_predictor(job), Clock()
+        tissue = tissue_mask(job.view) if job.searches_tissue and resumed < job.blocks else None
+        tick(resumed, job.blocks)
+        written = predictor.predict_blocks(
+            job.view, job.grid, missing, block_writer(job, canvas), tissue=tissue, clock=clock
+        )
+        with closing(written):
+            for done, _ in enumerate(written, start=resumed + 1):
+                tick(done, job.blocks)
         remove_result(job.folder)
-        return canvas.publish(job.folder / LABELS), resumed
+        labels = canvas.publish(job.folder / LABELS)
+    shares = clock.shares("read", "compute", "write")
+    return Predicted(labels, resumed, shares, tuple(predictor.steps_down))
+
+
+def open_predictor(job: Job) -> Predictor:
+    """The job's network on its device, run as its plan says."""
+    device = torch.device(job.plan.device)
+    precision = getattr(torch, job.plan.precision)
+    return Predictor(job.model.network.to(device), job.plan.cores, job.plan.batch, device, precision, bands=job.bands)
+
+
+def block_writer(job: Job, canvas: Canvas) -> Callable[[Box, Prediction], None]:
+    """What is done with the prediction of a block: its labels go into the canvas, NODATA where nothing was seen."""
+    values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
+
+    def write(block: Box, prediction: Prediction) -> None:
+        canvas.write(block, prediction.labels(values, NODATA))
+
+    return write
 
 
 def published_labels(job: Job) -> Labels | None:
@@ -235,9 +263,3 @@ def open_canvas(job: Job, path: Path) -> Canvas:
         fingerprint=job.fingerprint,
         anew=job.options.overwrite,
     )
-
-
-def block_labels(predictor: Predictor, job: Job, block: Box, tissue: Tissue | None, carry: Carry) -> NDArray[np.uint8]:
-    """(h, w) class values of one block, NODATA where nothing was seen."""
-    values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
-    return predictor.predict_block(job.view, job.grid, block, tissue=tissue, carry=carry).labels(values, NODATA)

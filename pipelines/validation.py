@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.carry import Carry
 from pipelines.inference import Predictor, fast_precision
 from pipelines.measure import Confusion
 from pipelines.scenes import IGNORE, Scene
@@ -41,9 +40,10 @@ def validate(
     indices = np.arange(segmenter.classes, dtype=np.uint8)
     for scene in scenes:
         grid = Grid.over(scene.view.size, window, window // 8, multiple)
-        carry = Carry(scene.view.size)
-        for block in scene.boxes(VALIDATION_BLOCK):
-            called = predictor.predict_block(scene.view, grid, block, carry=carry).labels(indices, IGNORE)
-            confusion.add(scene.targets(block, lookup), called)
+        called = predictor.predict_blocks(
+            scene.view, grid, scene.boxes(VALIDATION_BLOCK), lambda block, done: (block, done.labels(indices, IGNORE))
+        )
+        for block, labels in called:
+            confusion.add(scene.targets(block, lookup), labels)
         tick()
     return confusion

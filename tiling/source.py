@@ -59,6 +59,10 @@ class Source(Protocol):
         """(H, W): True where a pixel is data: not nodata, not NaN, not masked, not fully transparent."""
         ...
 
+    def blank(self, box: Box, level: int = 0) -> bool:
+        """Whether it is known without reading that `valid` is False all over `box`: a file may leave tiles out."""
+        ...
+
     def dask(self, level: int = 0) -> da.Array:
         """The same pixels as `read`, lazily: (H, W, bands), chunks on the file's tile borders."""
         ...

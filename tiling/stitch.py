@@ -46,6 +46,10 @@ def taper(window: Size, overlap: int, profile: str = "linear") -> NDArray[np.flo
     return weights.clip(LEAST) if profile == "gaussian" else weights
 
 
+_ROWS: Final = 32
+"""Rows that are worked on at once: few, so that what is made on the way stays in the processor's cache."""
+
+
 class Stitcher:
     """Collects the windows that fall on one block and gives their tapered mean.
 
@@ -69,8 +73,11 @@ class Stitcher:
             return
         here, there = common.relative_to(self.box).slices, common.relative_to(part).slices
         weights = self.weights[common.relative_to(window).slices]
-        self.sums[(slice(None), *here)] += values[(slice(None), *there)] * weights
         self.totals[here] += weights
+        sums, values = self.sums[(slice(None), *here)], values[(slice(None), *there)]
+        for top in range(0, common.height, _ROWS):
+            rows = slice(top, top + _ROWS)
+            sums[:, rows] += values[:, rows] * weights[rows]
 
     @property
     def covered(self) -> NDArray[np.bool_]:
@@ -84,7 +91,12 @@ class Stitcher:
         mean: NDArray[np.float32] = self.sums / totals
         return mean
 
-    def argmax(self) -> NDArray[np.intp]:
+    def argmax(self) -> NDArray[np.uint8]:
         """(h, w) index of the largest mean, the first of equals."""
-        index: NDArray[np.intp] = self.sums.argmax(axis=0)
+        index = np.zeros(self.totals.shape, dtype=np.uint8)
+        for top in range(0, len(index), _ROWS):
+            best, rows = self.sums[0, top : top + _ROWS].copy(), index[top : top + _ROWS]
+            for number, sums in enumerate(self.sums[1:, top : top + _ROWS], start=1):
+                np.copyto(rows, np.uint8(number), where=sums > best)
+                np.maximum(best, sums, out=best)
         return index

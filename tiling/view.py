@@ -90,6 +90,16 @@ class View:
         self._check_inside(box)
         return self._valid(box) if self.resampled else self.source.valid(box, self.level)
 
+    def blank(self, box: Box) -> bool:
+        """Whether it is known without reading that nothing in a box is data; it may leave the view."""
+        common = self.size.box.intersect(box)
+        if common is None:
+            return True
+        if not self.resampled:
+            return self.source.blank(common, self.level)
+        y, x = self._taps(common)
+        return self.source.blank(Box.between(y.first, x.first, y.stop, x.stop), self.level)
+
     def window(self, box: Box, fill: Sequence[float] | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Pixels (H, W, bands) and validity (H, W) of a box that may leave the view, but must touch it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from places import PATCH, expected, model, place_class, rgb, seeded_network, write_slide
 
 from pipelines.ahead import ahead
-from pipelines.carry import Carry
 from pipelines.inference import Predictor, autocast, fast_precision
+from pipelines.progress import Clock
 from tiling import Box, Grid, ImageError, Size, View, blocks, open_image
 from tiling.readers.array import ArraySource
 from veca_core import Segmenter
@@ -39,12 +40,14 @@ def predictor(network: Segmenter, batch: int = 1, precision: torch.dtype = torch
 
 def whole(one: Predictor, view: View, grid: Grid, side: int = 1000, *, carry: bool = False) -> NDArray[np.float32]:
     """(classes, H, W) of all blocks put together, zero where there is no data."""
-    kept = Carry(view.size) if carry else None
     out = np.zeros((one.network.classes, view.size.height, view.size.width), np.float32)
-    for block in blocks(view.size, side):
-        prediction = one.predict_block(view, grid, block, carry=kept)
-        out[(slice(None), *block.slices)] = prediction.probabilities * prediction.seen
-    assert kept is None or not kept.parts, "what nobody will ask for any more is forgotten"
+    cut = blocks(view.size, side)
+    if carry:
+        done = one.predict_blocks(view, grid, cut, lambda block, prediction: (block, prediction.probabilities))
+    else:
+        done = ((block, one.predict_block(view, grid, block).probabilities) for block in cut)
+    for block, probabilities in done:
+        out[(slice(None), *block.slices)] = probabilities
     return out
 
 
@@ -81,15 +84,30 @@ def test_places_come_out_in_place_for_any_grid_and_blocks(
     np.testing.assert_allclose(got.max(axis=0), 1, atol=1e-5)
 
 
-def test_a_carry_without_room_only_costs_time(network: Segmenter) -> None:
+@pytest.mark.parametrize("limit", [0, 10_000, 40_000])
+def test_a_carry_without_room_only_costs_time(network: Segmenter, limit: int) -> None:
     view = View.open(ArraySource(PIXELS))
     grid = Grid.over(view.size, 48, 24, PATCH)
-    one, carry = predictor(network), Carry(view.size, limit=10_000)
+    one = predictor(network)
     plain = whole(one, view, grid, 32)
-    for block in blocks(view.size, 32):
-        part = one.predict_block(view, grid, block, carry=carry).probabilities
+    cut = blocks(view.size, 32)
+    for block, part in one.predict_blocks(view, grid, cut, lambda b, p: (b, p.probabilities), carry=limit):
         assert np.array_equal(part, plain[(slice(None), *block.slices)])
-        assert 0 <= carry.bytes <= carry.limit
+
+
+def test_the_time_is_shared_out_between_reading_computing_and_writing(network: Segmenter) -> None:
+    view = View.open(ArraySource(PIXELS))
+    clock, started = Clock(), time.monotonic()
+    cut = blocks(view.size, 32)
+    for _ in predictor(network).predict_blocks(
+        view, Grid.over(view.size, 48, 24, PATCH), cut, lambda *_: time.sleep(0.05), clock=clock
+    ):
+        pass
+    passed = time.monotonic() - started
+    assert clock.seconds.keys() == {"read", "compute", "write"}
+    assert 0.9 * passed < sum(clock.seconds.values()) <= passed
+    assert clock.seconds["write"] > 0.3, "finishing a block takes 0.05 s and nothing else takes any"
+    assert sum(clock.shares("read", "compute", "write").values()) == pytest.approx(1)
 
 
 def test_nothing_is_seen_where_no_tissue_is(network: Segmenter) -> None:

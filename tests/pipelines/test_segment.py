@@ -378,7 +378,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same_to_the_byte(
             segment(image, model_for(kind), tmp_path / "cut", options, tick=interrupt_after(blocks))
         assert not (tmp_path / "cut" / "image" / "run.json").exists()
     resumed = segment(image, model_for(kind), tmp_path / "cut", options)
-    assert resumed.run.resumed_blocks == 9
+    assert resumed.run.resumed_blocks in (9, 10), "a block that was being written when it stopped may be done"
     assert content(resumed.folder) == content(whole.folder)
     assert len(content(whole.folder)) > 12
 

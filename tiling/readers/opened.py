@@ -71,6 +71,10 @@ class OpenedImage(ABC):
         with one_line(f"{self.path}: cannot read the mask of {box} of level {level}"):
             return self._valid(box, level)
 
+    def blank(self, box: Box, level: int = 0) -> bool:  # noqa: ARG002 - readers that know better say so
+        """Whether it is known without reading that `valid` is False all over `box`."""
+        return False
+
     def dask(self, level: int = 0) -> da.Array:
         """The same pixels as `read`, lazily: (H, W, bands), chunks on the file's tile borders."""
         size = self.levels[level].size

@@ -70,6 +70,13 @@ class LevelPixels:
         columns = np.arange(box.x, box.right) // self.segment.width
         return np.asarray(self._tiles_present[rows[:, None], columns[None, :]])
 
+    def missing(self, box: Box) -> bool:
+        """Whether the file leaves out every tile that `box` touches."""
+        tile = self.segment
+        rows = slice(box.y // tile.height, math.ceil(box.bottom / tile.height))
+        columns = slice(box.x // tile.width, math.ceil(box.right / tile.width))
+        return not self._tiles_present[rows, columns].any()
+
     def check_complete(self) -> None:
         """Raises ImageError where tiles are missing or lie beyond the file's end: a copy that broke off."""
         page, length = self._page, self._page.parent.filehandle.size

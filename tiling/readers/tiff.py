@@ -56,6 +56,10 @@ class TiffSource(OpenedImage):
             self._pixels = None
             self._closer()
 
+    def blank(self, box: Box, level: int = 0) -> bool:
+        """Whether the file leaves out every tile that `box` touches."""
+        return self._level(level).missing(box)
+
     def _open(self) -> TiffFile:
         tif = TiffFile(self.path)
         tif.filehandle.set_lock(True)

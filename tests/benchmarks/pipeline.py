@@ -1,0 +1,114 @@
+"""Segments one large image in a process of its own, and prints seconds and peak memory as JSON.
+
+    python tests/benchmarks/pipeline.py --side 8192 --folder /tmp/bench
+
+The model is a convolution of one pixel, so that everything around the network is what is measured: decoding a
+JPEG-tiled pyramid, windows of 1,024 px that share 128, six classes, labels at full resolution on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from veca_core import Card, Model, Segmenter, VecaEncoder
+from veca_core.card import Architecture, Bands, ClassInfo
+from veca_core.heads import LinearHead
+
+CLASSES = 6
+TILE = 256
+
+
+class Pointwise(Segmenter):
+    """Answers for each pixel from that pixel alone."""
+
+    def __init__(self, bands: Bands) -> None:
+        config = Architecture(encoder=SETTINGS).config
+        encoder = VecaEncoder(config)
+        super().__init__(encoder, LinearHead(config.dim, CLASSES, encoder.stem), bands)
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, CLASSES, 1)
+
+    def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:  # noqa: ARG002 - it has none
+        return self.convolution((pixels.float() - self.mean) / self.std)
+
+
+SETTINGS: dict[str, Any] = {"dim": 48, "layers": 1, "heads": 3, "in_channels": 3}
+BANDS = Bands(names=("red", "green", "blue"), mean=(150.0, 120.0, 150.0), std=(50.0, 50.0, 50.0), dtype="uint8")
+
+
+def pointwise_model(window: int = 1024) -> Model:
+    """Costs next to nothing for each pixel."""
+    card = Card(
+        name="pointwise",
+        architecture=Architecture(encoder=SETTINGS, head="linear"),
+        classes=tuple(ClassInfo(value=i, name=f"class {i}", color=f"#{40 * i:02X}0080") for i in range(CLASSES)),
+        bands=BANDS,
+        spacing=None,
+        window=window,
+    )
+    return Model(Pointwise(BANDS).eval(), card, Path("pointwise"), "pointwise")
+
+
+def write_slide(path: Path, side: int) -> Path:
+    """A pyramid of JPEG tiles that looks a little like tissue; each level is half of the one before."""
+    sides = [side]
+    while sides[-1] > 1024:
+        sides.append(sides[-1] // 2)
+    options: dict[str, Any] = {"dtype": np.uint8, "tile": (TILE, TILE), "photometric": "rgb", "compression": "jpeg"}
+    options |= {"compressionargs": {"level": 85}, "metadata": None, "maxworkers": 1}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level, length in enumerate(sides):
+            place = {"subifds": len(sides) - 1} if level == 0 else {"subfiletype": 1}
+            tiff.write(_tiles(length, level), shape=(length, length, 3), **options, **place)
+    return path
+
+
+def _tiles(side: int, level: int) -> Iterator[NDArray[np.uint8]]:
+    rng = np.random.default_rng(level)
+    grain = rng.integers(-24, 25, (4 * TILE, 4 * TILE, 3)).astype(np.float32)
+    for y in range(0, side, TILE):
+        for x in range(0, side, TILE):
+            rows, columns = np.mgrid[y : y + TILE, x : x + TILE].astype(np.float32) * 2.0**level
+            waves = np.sin(rows / 97) * np.cos(columns / 61) + np.sin((rows + columns) / 331)
+            colour = np.stack([170 + 35 * waves, 120 - 50 * waves, 160 + 20 * waves], axis=-1)
+            top, left = rng.integers(0, 3 * TILE, 2)
+            yield np.clip(colour + grain[top : top + TILE, left : left + TILE], 0, 255).astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=8192)
+    parser.add_argument("--folder", type=Path, required=True, help="holds the image, and the result")
+    parser.add_argument("--memory", type=float, default=1.5, help="GiB")
+    parser.add_argument("--exports", default="")
+    given = parser.parse_args()
+    image = given.folder / f"{given.side}.tif"
+    if not image.exists():
+        given.folder.mkdir(parents=True, exist_ok=True)
+        write_slide(image, given.side)
+    from pipelines import Options, segment
+
+    exports = tuple(filter(None, given.exports.split(",")))
+    options = Options(device="cpu", overlap=128, memory=int(given.memory * 2**30), exports=exports, overwrite=True)
+    started = time.perf_counter()
+    bundle = segment(image, pointwise_model(), given.folder / "out", options)
+    seconds = time.perf_counter() - started
+    run = bundle.run.model_dump(mode="json")
+    kept = {key: run[key] for key in ("seconds", "shares", "windows", "blocks", "peak_memory", "plan")}
+    json.dump({"side": given.side, "total": round(seconds, 2), **kept}, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
