@@ -89,7 +89,8 @@ class Augment:
         if not tint and not vivid:
             return unit
         gains = torch.from_numpy(np.exp(rng.uniform(-tint, tint, 3)).astype(np.float32)).reshape(3, 1, 1)
-        return v2.functional.adjust_saturation((unit * gains).clamp(0, 1), math.exp(rng.uniform(-vivid, vivid)))
+        saturated = v2.functional.adjust_saturation((unit * gains).clamp(0, 1), math.exp(rng.uniform(-vivid, vivid)))
+        return _plain(saturated)
 
 
 def stain_jitter(rgb: Tensor, strength: float, rng: np.random.Generator) -> Tensor:

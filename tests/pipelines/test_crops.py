@@ -168,7 +168,8 @@ def test_a_tint_is_a_gain_for_each_band_and_saturation_leaves_grey_alone() -> No
     gains = tinted[:, 0, 0] / 0.4
     assert torch.equal(tinted, tinted[:, :1, :1].expand(3, 8, 8))
     assert np.exp(-0.3) <= gains.min() < gains.max() <= np.exp(0.3)
-    torch.testing.assert_close(Augment(AugmentRecipe(vivid=3), 32).cast(grey, np.random.default_rng(0)), grey)
+    still = Augment(AugmentRecipe(vivid=3), 32).cast(grey, np.random.default_rng(0))
+    torch.testing.assert_close(still, grey, atol=2e-4, rtol=0)  # torchvision's weights of the colours sum to 0.9999
     green = torch.tensor([0.4, 0.5, 0.4]).reshape(3, 1, 1).expand(3, 8, 8)
     spread = [
         float(changed[1].mean() - changed[0].mean())
