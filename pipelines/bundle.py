@@ -19,6 +19,7 @@ from pipelines.errors import RequestError
 from tiling import ImageError, View, open_image
 from tiling.exports import FILES
 from tiling.labels import Labels
+from tiling.readers.dicom import series_files
 from tiling.readers.raster import SIDECARS, WORLD_FILES
 from veca_core.card import first_problem
 
@@ -187,7 +188,8 @@ def remove_result(folder: Path) -> None:
 def image_fingerprint(path: str) -> str:
     """Names, sizes and times of change of the files that make an image, as text; unique for what is no file.
 
-    The files are the image itself, all of a folder's, what a VRT refers to, and the sidecars that GDAL reads.
+    The files are the image itself, all of a folder's, what a VRT refers to, the sidecars that GDAL reads, the folder of
+    a MIRAX slide and the series of a DICOM one.
     """
     place = Path(path)
     if not place.exists():
@@ -198,10 +200,14 @@ def image_fingerprint(path: str) -> str:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The files that make an image of one file: itself, the sidecars there are, and what a VRT refers to."""
+    """The files that make an image of one file: itself, its sidecars and companions, and what a VRT refers to."""
     beside = [path.with_name(path.name + ending) for ending in SIDECARS]
     beside += [path.with_suffix(ending) for ending in WORLD_FILES]
     files = [path, *(file for file in beside if file.is_file())]
+    if path.suffix.lower() == ".mrxs":
+        files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
+    if path.suffix.lower() == ".dcm":
+        files += [file for file in series_files(str(path)) if file != path]
     if path.suffix.lower() == ".vrt":
         with rasterio.open(path) as dataset:
             files += [Path(name) for name in dataset.files if Path(name).is_file()]

@@ -211,7 +211,7 @@ def read_data(folder: Path) -> TrainRecipe:
         raise RequestError(f"{folder} has no images/ and masks/; give a YAML recipe, or such a folder")
     values: set[int] = set()
     for path in sorted(p for p in masks.iterdir() if is_image_name(p)):
-        mask = open_image(path)
+        mask = open_image(path, indexed=True)
         values |= set(np.unique(mask.read(mask.levels[0].size.box)).tolist()) - {255}
     if len(values) < 2:
         raise RequestError(f"the masks in {masks} hold {len(values)} class value(s); at least two are needed")

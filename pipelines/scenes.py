@@ -167,7 +167,7 @@ def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spaci
 
 
 def _mask(image: Path, view: View, folder: Path) -> MaskTruth:
-    mask = open_image(_beside(image, folder))
+    mask = open_image(_beside(image, folder), indexed=True)
     size, found = view.source.levels[0].size, mask.levels[0].size
     if size != found:
         raise RequestError(f"{image.stem}: the image is {size} but its mask is {found}; they must be the same size")

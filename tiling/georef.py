@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import pyproj
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from tiling.geometry import Box, Size
 
 Unit = Literal["um", "m"]
+PLAUSIBLE_UM: Final = (0.02, 20.0)
+"""Pixel sizes, in micrometres, that a slide can have; 72 dpi (353 um) is an editor's default, not a measurement."""
 METRES: dict[str, float] = {"nm": 1e-9, "um": 1e-6, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3}
 
 
@@ -71,8 +73,9 @@ class Georef:
     """The place of an image's pixels in the world.
 
     The affine takes pixel corners as (x, y) = (column, row) of level 0, (0, 0) being the top-left corner of the
-    top-left pixel, and gives world coordinates: CRS units for a raster with a CRS, micrometres from the image's
-    top-left for a slide, and where the unit is unknown (None) whatever the file's transform gives, or level-0 pixels.
+    top-left pixel, and gives world coordinates: CRS units for a raster with a CRS, micrometres from the slide's
+    origin for a slide (the image's top-left, unless it was scanned in part), and where the unit is unknown (None)
+    whatever the file's transform gives, or level-0 pixels.
     """
 
     transform: Affine
@@ -104,6 +107,11 @@ class Georef:
     def shifted(self, y: float, x: float) -> Georef:
         """For a crop that starts at row y and column x."""
         return replace(self, transform=self.transform @ Affine.translation(x, y))
+
+    def restated(self, spacing: Spacing) -> Georef:
+        """A slide's place with pixels of another size: the image starts as many pixels from the slide's origin."""
+        x, y = ~self.transform @ (0.0, 0.0)
+        return Georef.micrometres(spacing).shifted(-y, -x)
 
     def world(self, y: float, x: float) -> tuple[float, float]:
         """World (x, y) of the pixel corner at row y, column x."""
@@ -184,6 +192,14 @@ class Georef:
             return None
         area, _ = geod.polygon_area_perimeter(lon, lat)
         return abs(area) / n**2
+
+
+def plausible(y: float, x: float) -> tuple[Spacing | None, str | None]:
+    """A slide's pixel of y x x micrometres and None; or None, and why nobody can have measured that."""
+    low, high = PLAUSIBLE_UM
+    if all(low <= side <= high for side in (y, x)):
+        return Spacing(y, x, "um"), None
+    return None, f"says that a pixel is {y:.4g} x {x:.4g} um, which no slide is: taken as unknown"
 
 
 def box_corners(georef: Georef, box: Box) -> list[tuple[float, float]]:

@@ -122,6 +122,7 @@ def _multiscale(levels: int, georef: Georef, name: str) -> dict[str, Any]:
     t = georef.transform
     y, x = math.hypot(t.b, t.e), math.hypot(t.a, t.d)
     unit = _axis_unit(georef)
+    origin_y, origin_x = (t.f, t.c) if georef.unit == "um" else (0.0, 0.0)
     steps = [(str(level), 2.0**level) for level in range(levels)]
     return {
         "name": name,
@@ -131,7 +132,10 @@ def _multiscale(levels: int, georef: Georef, name: str) -> dict[str, Any]:
                 "path": path,
                 "coordinateTransformations": [
                     {"type": "scale", "scale": [y * step, x * step]},
-                    {"type": "translation", "translation": [y * (step - 1) / 2, x * (step - 1) / 2]},
+                    {
+                        "type": "translation",
+                        "translation": [origin_y + y * (step - 1) / 2, origin_x + x * (step - 1) / 2],
+                    },
                 ],
             }
             for path, step in steps

@@ -43,10 +43,18 @@ class Source(Protocol):
     levels: tuple[Level, ...]
     georef: Georef
     """Of level 0."""
-    warnings: tuple[str, ...]
-    """What a user should know about how the file was understood, a line each."""
     provenance: Mapping[str, str]
     """Technical facts for the record (format, compression ...). Never names, labels, dates or serial numbers."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about how the file was understood, and what turned out to be damaged; a line each."""
+        ...
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes that reading needs or keeps for itself, beside what it returns; a whole image where it has no tiles."""
+        ...
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Pixels of `box` (in that level's pixels) as (H, W, bands) in the file's own dtype.

@@ -157,7 +157,7 @@ class View:
 def _placed(source: Source, stated: Spacing | None) -> Georef:
     """Level 0's place: the file's, or micrometres where a user states them for a file without a CRS."""
     if stated is not None and stated.unit == "um" and source.georef.unit != "crs":
-        return Georef.micrometres(stated)
+        return source.georef.restated(stated)
     return source.georef
 
 

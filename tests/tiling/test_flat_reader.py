@@ -82,7 +82,6 @@ def test_png_of_16_bits_keeps_all_of_them(tmp_path: Path, bands: int) -> None:
 @pytest.mark.parametrize(
     ("mode", "ending", "reason"),
     [
-        ("P", "png", "palette colours are class numbers, not intensities; expand them"),
         ("1", "png", "its samples are 1-bit"),
         ("CMYK", "jpg", "its colours are CMYK; save it as RGB or greyscale"),
     ],
@@ -146,3 +145,23 @@ def test_it_is_decoded_once_and_forgotten_when_closed(tmp_path: Path) -> None:
     assert image._decoded is kept is not None
     image.close()
     assert image._decoded is None
+
+
+@pytest.mark.parametrize("clear", [None, 2, bytes([255, 255, 0, 255])])
+def test_a_palette_gives_its_colours_and_what_is_clear_in_it_is_no_data(
+    tmp_path: Path, clear: int | bytes | None
+) -> None:
+    values = RNG.integers(0, 4, (20, 30), dtype=np.uint8)
+    image = Image.fromarray(values, "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 9, 8, 7, 1, 2, 3])
+    image.save(tmp_path / "a.png", **({} if clear is None else {"transparency": clear}))
+    colours = np.array([[255, 0, 0], [0, 255, 0], [9, 8, 7], [1, 2, 3]], np.uint8)
+    with open_image(tmp_path / "a.png") as source:
+        box = source.levels[0].size.box
+        assert source.bands == ("red", "green", "blue")
+        assert np.array_equal(source.read(box), colours[values])
+        assert np.array_equal(source.valid(box), np.ones_like(values, bool) if clear is None else values != 2)
+        assert any("palette colours" in warning for warning in source.warnings)
+    with open_image(tmp_path / "a.png", indexed=True) as mask:
+        assert mask.bands == ("band 1",)
+        assert np.array_equal(mask.read(box)[..., 0], values)

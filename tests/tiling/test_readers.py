@@ -12,12 +12,14 @@ from typing import Any
 import dask
 import numpy as np
 import openslide
+import pydicom
 import pytest
 import rasterio
 import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mirax import write_mirax
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
@@ -26,23 +28,15 @@ from tiling import Box, ImageError, Source, open_image
 from tiling.readers import READERS
 from tiling.readers.opened import OpenedImage, short_name
 
-PALETTE = "palette colours are class numbers, not intensities"
-UNKNOWN = "is no image that is read here; what is read: GeoTIFF"
 REFUSED = {
-    "geo/cog_palette.tif": PALETTE,
     "geo/complex_slc.tif": "complex radar data must be turned into amplitudes",
     "wsi/broken.svs": "its content is not that of a .svs file",
-    "wsi/highdicom_seg_sm_dots_tiled_full.dcm": UNKNOWN,
-    "wsi/highdicom_seg_sm_labelmap_palette.dcm": UNKNOWN,
-    "wsi/highdicom_sm_image.dcm": UNKNOWN,
-    "wsi/highdicom_sm_image_grayscale.dcm": UNKNOWN,
-    "wsi/dicom_boxes/boxes_0.dcm": UNKNOWN,
-    "wsi/dicom_boxes/boxes_1.dcm": UNKNOWN,
+    "wsi/highdicom_seg_sm_dots_tiled_full.dcm": "it is a DICOM Segmentation Storage; expected a VL Whole Slide",
+    "wsi/highdicom_seg_sm_labelmap_palette.dcm": "it is a DICOM object; expected a VL Whole Slide",
+    "wsi/dicom_boxes/boxes_1.dcm": "it is a slide's label, overview or thumbnail; name a file of the specimen's image",
     "wsi/openslide_unopenable.tiff": "its compression, 52479, is not known here",
-    "wsi/tiff_orientation6.tif": "stored rotated or mirrored",
-    "wsi/tiff_ycbcr_subsampled.tif": "its colours are ycbcr (compression lzw)",
 }
-UNREADABLE = {"geo/corrupt.tif", "wsi/openslide_unreadable.svs", "wsi/tiff_ojpeg_tile.tif"}
+UNREADABLE = {"geo/corrupt.tif", "wsi/openslide_unreadable.svs"}
 """Files whose headers are sound and whose pixels are not."""
 NOT_IMAGES = {"README.md"}
 
@@ -54,10 +48,15 @@ def odd_files() -> list[str]:
 
 
 def independent(path: Path) -> NDArray[Any]:
-    """Level 0, (H, W, bands), as OpenSlide, tifffile or rasterio reads it."""
+    """Level 0, (H, W, bands), as OpenSlide, pydicom, Pillow, tifffile or rasterio reads it."""
     if path.suffix in (".svs", ".ndpi"):
         with openslide.OpenSlide(path) as slide:
             return np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3]
+    if path.suffix == ".dcm":
+        return dicom_frames(path)
+    if path.name in ("tiff_ojpeg_tile.tif", "tiff_ycbcr_subsampled.tif", "tiff_orientation6.tif"):
+        with Image.open(path) as picture:  # which Pillow turns upright
+            return np.array(picture).reshape(picture.height, picture.width, -1)
     if path.parent.name == "wsi":
         image = tifffile.imread(path)
         image = image[:, 0].transpose(1, 2, 0) if image.ndim == 4 else image  # the C x Z series, at Z = 0
@@ -66,7 +65,20 @@ def independent(path: Path) -> NDArray[Any]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:
             colours = [c.name for c in dataset.colorinterp]
+            if "palette" in colours:
+                table = np.zeros((256, 4), np.uint8)
+                table[list(dataset.colormap(1))] = list(dataset.colormap(1).values())
+                return table[dataset.read(1), :3]
             return np.moveaxis(dataset.read([i + 1 for i, c in enumerate(colours) if c != "alpha"]), 0, -1)
+
+
+def dicom_frames(path: Path) -> NDArray[Any]:
+    """The frames of a tiled DICOM image as pydicom decodes them, put side by side."""
+    header = pydicom.dcmread(path)
+    frames = header.pixel_array.reshape(-1, header.Rows, header.Columns, header.SamplesPerPixel)
+    across = -(-header.TotalPixelMatrixColumns // header.Columns)
+    rows = [np.concatenate(list(frames[i : i + across]), axis=1) for i in range(0, len(frames), across)]
+    return np.concatenate(rows)[: header.TotalPixelMatrixRows, : header.TotalPixelMatrixColumns]
 
 
 @pytest.mark.parametrize("name", odd_files())
@@ -111,6 +123,31 @@ def make_png(folder: Path) -> Any:
     return folder / "a.png"
 
 
+def make_dicom(odd: Path, folder: Path) -> Any:
+    """The small slide repeated until it is large enough for these tests."""
+    slide = pydicom.dcmread(odd / "wsi/highdicom_sm_image.dcm")
+    frames = slide.pixel_array  # 25 of 10 x 10
+    many = np.tile(frames, (40, 1, 1, 1))
+    slide.TotalPixelMatrixRows, slide.TotalPixelMatrixColumns, slide.NumberOfFrames = 400, 250, 1000
+    slide.PixelData = many.tobytes()
+    slide.save_as(folder / "a.dcm")
+    return folder / "a.dcm"
+
+
+def make_mirax(folder: Path) -> Any:
+    pixels = np.zeros((64 * 8, 64 * 8, 3), np.uint8)
+    pixels[128:448, 192:512] = np.random.default_rng(0).integers(1, 256, (320, 320, 3))
+    pixels[256:320, 256:320] = 0
+    return write_mirax(folder / "a.mrxs", pixels, tile=64, levels=3)
+
+
+def make_palette(folder: Path) -> Any:
+    values = np.random.default_rng(0).integers(0, 9, (300, 200), dtype=np.uint8)
+    colours = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint16) * 257
+    tifffile.imwrite(folder / "a.tif", values, photometric="palette", colormap=colours, tile=(64, 64))
+    return folder / "a.tif"
+
+
 def make_zarr(folder: Path) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     zarr.create_array(folder / "a.zarr", data=pixels, chunks=(64, 64, 3))
@@ -123,6 +160,10 @@ EXAMPLES: dict[str, Callable[[Path, Path], Any]] = {
     "ome": lambda odd, _: odd / "wsi/ome_multi-channel-z-series.ome.tif",
     "geotiff": lambda odd, _: odd / "geo/naip_4band_2020.tif",
     "mask": lambda odd, _: odd / "geo/cog_rgb_internal_mask.tif",
+    "dicom": lambda odd, folder: make_dicom(odd, folder),
+    "mirax": lambda _, folder: make_mirax(folder),
+    "turned": lambda odd, _: odd / "wsi/tiff_orientation6.tif",
+    "palette": lambda _, folder: make_palette(folder),
     "png": lambda _, folder: make_png(folder),
     "zarr": lambda _, folder: make_zarr(folder),
     "numpy": lambda _, __: np.random.default_rng(0).normal(size=(300, 200, 2)),
@@ -221,7 +262,9 @@ def test_an_address_on_the_network_is_not_called_a_missing_file() -> None:
 
 
 def test_a_folder_that_is_no_zarr_is_named_as_such(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="is a folder, and not a Zarr array; name the image file itself"):
+    with pytest.raises(
+        ImageError, match="is a folder, and not a Zarr array or a DICOM slide; name the image file itself"
+    ):
         open_image(tmp_path)
 
 
@@ -231,7 +274,7 @@ def test_an_empty_and_a_foreign_file_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "page.tif").write_text("<html>404</html>")
     with pytest.raises(ImageError, match="the file is empty; copy it again"):
         open_image(tmp_path / "empty.tif")
-    with pytest.raises(ImageError, match="is no image that is read here; what is read: GeoTIFF and COG"):
+    with pytest.raises(ImageError, match="is no image that is read here; what is read: GeoTIFF, COG"):
         open_image(tmp_path / "notes.txt")
     with pytest.raises(ImageError, match=r"its content is not that of a \.tif file; it may be damaged, copy it again"):
         open_image(tmp_path / "page.tif")
@@ -255,7 +298,7 @@ def test_a_reader_can_be_named(shared_data: Path) -> None:
     as_slide = open_image(path, reader="tiff")
     assert as_slide.kind == "slide"
     assert np.array_equal(as_slide.read(Box(0, 0, 50, 50)), open_image(path).read(Box(0, 0, 50, 50)))
-    with pytest.raises(ValueError, match="there is no reader 'gdal'; the readers are raster, tiff, array, flat"):
+    with pytest.raises(ValueError, match="there is no reader 'gdal'; the readers are raster, tiff, dicom, openslide"):
         open_image(path, reader="gdal")
 
 

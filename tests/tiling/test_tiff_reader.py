@@ -316,27 +316,35 @@ def test_samples_of_four_bits_are_read_and_told(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "options", "reason"),
     [
-        (
-            RGB[..., 0],
-            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
-            "palette colours are class",
-        ),
-        (np.dstack([RGB, RGB[..., :1]]), {"photometric": "separated"}, r"its colours are separated .*save it as RGB"),
-        (RGB, {"photometric": "ycbcr"}, "its colours are ycbcr"),
         (RGB[..., 0] > 9, {}, "its samples are 1-bit; expected integers or floats"),
         (RGB[..., 0].astype(np.complex64), {}, "its samples are complex numbers"),
         (RGB[..., 0].astype(np.float32), {"photometric": "miniswhite"}, "run from white to black"),
-        (
-            RGB,
-            {"photometric": "rgb", "extratags": [(274, 3, 1, 8, True)]},
-            r"rotated or mirrored \(TIFF orientation 8\)",
-        ),
     ],
 )
 def test_what_is_no_intensity_is_refused(tmp_path: Path, pixels: NDArray[Any], options: Any, reason: str) -> None:
     path = write(tmp_path / "a.tif", pixels, **options)
     with pytest.raises(ImageError, match=rf"a\.tif: cannot be read: .*{reason}"):
         open_image(path)
+
+
+def test_printing_colours_are_read_as_pillow_turns_them_into_rgb(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", np.dstack([RGB, RGB[..., :1]]), photometric="separated")
+    with open_image(path) as image, Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB")).astype(int)
+        assert image.bands == ("red", "green", "blue")
+        assert np.abs(image.read(Box(0, 0, 150, 200)) - expected).max() <= 1  # they round differently
+
+
+def test_a_palette_gives_its_colours_and_its_values_to_who_asks_for_them(tmp_path: Path) -> None:
+    values = RGB[..., 0]
+    colours = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint16)
+    path = write(tmp_path / "a.tif", values, photometric="palette", colormap=colours * 257, tile=(64, 64))
+    with open_image(path) as image:
+        assert image.bands == ("red", "green", "blue")
+        assert np.array_equal(image.read(Box(3, 5, 100, 90)), colours.T[values[3:103, 5:95]])
+        assert any("palette colours" in warning for warning in image.warnings)
+    with open_image(path, indexed=True) as mask:
+        assert np.array_equal(mask.read(Box(3, 5, 100, 90))[..., 0], values[3:103, 5:95])
 
 
 def test_rows_spread_over_pages_are_refused(tmp_path: Path) -> None:

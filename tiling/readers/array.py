@@ -41,9 +41,10 @@ class ArraySource(OpenedImage):
         *,
         georef: Georef | None = None,
         valid: NDArray[np.bool_] | None = None,
+        indexed: bool = False,
     ) -> None:
         self._given = image if isinstance(image, np.ndarray | zarr.Array) else None
-        super().__init__(image if not isinstance(image, np.ndarray | zarr.Array) else "<array>")
+        super().__init__(image if not isinstance(image, np.ndarray | zarr.Array) else "<array>", indexed=indexed)
         if self._given is not None:
             self.name = "array"
         self._options = {"georef": georef, "valid": valid}
@@ -60,8 +61,8 @@ class ArraySource(OpenedImage):
         """Nothing is held open between reads."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        image = self._given if self._given is not None else super().__reduce__()[1][0]
-        return _rebuild, (image, self._options)
+        image = self._given if self._given is not None else str(Path(self.path).absolute())
+        return _rebuild, (image, self._options, self._chosen, self.strict)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         return type(self).__name__, self._token
@@ -89,9 +90,13 @@ class ArraySource(OpenedImage):
             n = _length(self._arrays[0], self._axes, axis)
             if axis not in "YXC" and n > 1:
                 notes.append(f"has {n} positions on axis {axis}: only the first is read")
-        self.warnings = tuple(f"{self.name}: {note}" for note in notes)
+        self._notes = tuple(f"{self.name}: {note}" for note in notes)
         in_memory = isinstance(self._given, np.ndarray)
         self.provenance = {"format": "NumPy array" if in_memory else "Zarr", "axes": self._axes}
+
+    def _check_unchanged(self) -> None:
+        if self._given is None:
+            super()._check_unchanged()
 
     def _read(self, box: Box, level: int) -> NDArray[Any]:
         rows, columns = box.slices
@@ -108,7 +113,7 @@ class ArraySource(OpenedImage):
             return np.array(given)
         if self.dtype.kind != "f":
             return np.ones((box.height, box.width), dtype=np.bool_)
-        return validity.combine(validity.finite(self._read(box, level)), given)
+        return validity.combine(validity.finite(self._read_kept(box, level)), given)
 
     def _level0_pixels(self, box: Box, level: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Index of the level-0 pixel under the middle of each pixel of `box`."""
@@ -218,5 +223,9 @@ def _chunk(array: _Array, axes: str, size: Size) -> Size:
     return Size(min(chunks[axes.index("Y")], size.height), min(chunks[axes.index("X")], size.width))
 
 
-def _rebuild(image: Any, options: dict[str, Any]) -> ArraySource:
-    return ArraySource(image, **options)
+def _rebuild(image: Any, options: dict[str, Any], chosen: Sequence[str], strict: bool) -> ArraySource:
+    source = ArraySource(image, **options)
+    if chosen:
+        source.choose(chosen)
+    source.strict = strict
+    return source

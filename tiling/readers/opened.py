@@ -1,10 +1,10 @@
-"""What all readers share: checked boxes, one-line errors, lazy arrays, pickling by path."""
+"""What all readers share: checked boxes, one-line errors, chosen bands, damaged tiles, lazy arrays, pickling."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
+from tiling.readers.damage import Damage, DamageLog
 from tiling.source import Kind, Level, check_inside
 
 LAZY_SIDE = 1024
 """Lazy chunks are at least this many pixels high and wide, where the image is ..."""
 LAZY_PIXELS = 2**24
 """... and stay below this many pixels, unless one tile of the file is larger."""
+
+
+class NoDecoder(ImageError):  # noqa: N818 - it says what is the case
+    """A sound file in an encoding that this reader does not know; another reader may."""
 
 
 class OpenedImage(ABC):
@@ -35,17 +40,28 @@ class OpenedImage(ABC):
     bands: tuple[str, ...]
     levels: tuple[Level, ...]
     georef: Georef
-    warnings: tuple[str, ...]
     provenance: Mapping[str, str]
+    strict: bool = True
+    """Whether a tile that cannot be decoded is an error; else it is no data, and told in `warnings`."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, indexed: bool = False) -> None:
         self.path = os.fspath(path)
         self.name = short_name(self.path)
+        self._indexed = indexed
+        self._notes: tuple[str, ...] = ()
+        self._damages = DamageLog()
+        self._chosen: tuple[str, ...] = ()
+        self._kept: list[int] | None = None
 
     @classmethod
     @abstractmethod
     def accepts(cls, path: str) -> bool:
         """Whether this reader takes the file, from its first bytes or its ending: cheap, and never an error."""
+
+    @classmethod
+    def rescues(cls, path: str) -> bool:  # noqa: ARG003 - most readers take what they accept, and nothing else
+        """Whether this reader may take a file that no reader accepted, or that has an encoding unknown to its own."""
+        return False
 
     @abstractmethod
     def _read(self, box: Box, level: int) -> NDArray[Any]:
@@ -59,17 +75,98 @@ class OpenedImage(ABC):
     def close(self) -> None:
         """Releases file handles. Reading again re-opens them."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about how the file was understood, and what of it turned out to be damaged."""
+        return (*self._notes, *(f"{self.name}: {line}" for line in self._damages.lines))
+
+    @property
+    def damage(self) -> tuple[Damage, ...]:
+        """Tiles that could not be decoded so far, where the image is not `strict`."""
+        return self._damages.found
+
+    def note_damage(self, damages: Iterable[Damage]) -> None:
+        """Takes over what others, a worker or an earlier run, found damaged: no data here too, and told."""
+        self._damages.add(damages)
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes that reading needs or keeps for itself, beside what it returns; a whole image where it has no tiles."""
+        chunk = self.levels[0].chunk
+        return 2 * chunk.pixels * len(self.bands) * self.dtype.itemsize
+
+    def choose(self, bands: Sequence[str]) -> None:
+        """Keeps these bands, in this order, as if the file held no others: by name, or by number from 1.
+
+        A band may be named more than once. Raises ImageError for a band that the image does not have.
+        """
+        places = [find_band(self.path, self.bands, str(band)) for band in bands]
+        self._chosen = tuple(str(place + 1) for place in places)
+        self.bands = tuple(self.bands[place] for place in places)
+        self._keep(places)
+
+    def _keep(self, places: list[int]) -> None:
+        """For readers that can leave bands unread; else they are dropped after reading."""
+        self._kept = places
+
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
-        """Pixels of `box` (in that level's pixels), (H, W, bands), in the file's own dtype; ImageError if it cannot."""
+        """Pixels of `box` (in that level's pixels), (H, W, bands), in the file's own dtype; ImageError if it cannot.
+
+        Where the image is not `strict`, a tile that cannot be decoded is zero, and no data.
+        """
         check_inside(self, box, level)
         with one_line(f"{self.path}: cannot read {box} of level {level}"):
-            return self._read(box, level)
+            if self.strict:
+                return self._read_kept(box, level)
+            blank = np.zeros((box.height, box.width, len(self.bands)), self.dtype)
+            return self._sound_parts(self._read_kept, box, level, blank)
 
     def valid(self, box: Box, level: int = 0) -> NDArray[np.bool_]:
         """(H, W): True where a pixel is data; ImageError where that cannot be read."""
         check_inside(self, box, level)
         with one_line(f"{self.path}: cannot read the mask of {box} of level {level}"):
-            return self._valid(box, level)
+            if self.strict:
+                return self._valid(box, level)
+            valid = self._sound_parts(self._valid, box, level, np.zeros((box.height, box.width), np.bool_))
+        for damaged in self._damages.touching(level, box):
+            common = damaged.intersect(box)
+            assert common is not None
+            valid[common.relative_to(box).slices] = False
+        return valid
+
+    def _read_kept(self, box: Box, level: int) -> NDArray[Any]:
+        pixels = self._read(box, level)
+        return pixels if self._kept is None else np.ascontiguousarray(pixels[..., self._kept])
+
+    def _sound_parts(
+        self, read: Callable[[Box, int], NDArray[Any]], box: Box, level: int, blank: NDArray[Any]
+    ) -> NDArray[Any]:
+        """What `read` gives for `box`; or tile by tile what can be decoded of it, the rest being `blank` and noted."""
+        if not self._damages.touching(level, box):
+            try:
+                return read(box, level)
+            except MemoryError:
+                raise
+            except Exception:
+                self._check_unchanged()
+        for tile in tiles_of(self.levels[level], box):
+            part = tile.intersect(box)
+            assert part is not None
+            if self._damages.touching(level, part):
+                continue
+            try:
+                blank[part.relative_to(box).slices] = read(part, level)
+            except MemoryError:
+                raise
+            except Exception as error:
+                self._check_unchanged()
+                self._damages.add([Damage(level, tile, said_by(error))])
+        return blank
+
+    def _check_unchanged(self) -> None:
+        """Raises ImageError where the file is gone: that is no damaged tile."""
+        if not Path(self.path).exists():
+            raise ImageError("the file is gone")
 
     def blank(self, box: Box, level: int = 0) -> bool:  # noqa: ARG002 - readers that know better say so
         """Whether it is known without reading that `valid` is False all over `box`."""
@@ -91,11 +188,11 @@ class OpenedImage(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker may run in another folder, so the path travels absolute.
-        return type(self), (str(Path(self.path).absolute()),)
+        return _reopen, (type(self), str(Path(self.path).absolute()), self._indexed, self._chosen, self.strict)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         stat = Path(self.path).stat()
-        return type(self).__name__, str(Path(self.path).absolute()), stat.st_mtime_ns, stat.st_size
+        return type(self).__name__, str(Path(self.path).absolute()), stat.st_mtime_ns, stat.st_size, self._chosen
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +217,43 @@ def one_line(what: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and "previous exception" in str(cause):  # rasterio's way of saying nothing
-            cause = cause.__cause__
-        lines = str(cause).strip().splitlines()
-        raise ImageError(f"{what}: {lines[0][:300] if lines else type(cause).__name__}") from error
+        kind = type(error) if isinstance(error, ImageError) else ImageError
+        raise kind(f"{what}: {said_by(error)}") from error
+
+
+def said_by(error: BaseException) -> str:
+    """An error's own words, in one line."""
+    while error.__cause__ is not None and "previous exception" in str(error):  # rasterio's way of saying nothing
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def find_band(path: str, bands: Sequence[str], wanted: str) -> int:
+    """Index of the band of that name, whatever its case, or of that number from 1; raises ImageError for another."""
+    wanted = wanted.strip()
+    names = [name.lower() for name in bands]
+    if wanted in bands:
+        return bands.index(wanted)
+    if wanted.lower() in names:
+        return names.index(wanted.lower())
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(bands):
+        return int(wanted) - 1
+    raise ImageError(f"{path} has no band {wanted!r}; it has {listed(bands)}; choose by name, or by number from 1")
+
+
+def listed(bands: Sequence[str], most: int = 8) -> str:
+    """'3 bands (red, green, blue)'; of many, the first ones and the last."""
+    names = [*bands[: most - 1], "...", bands[-1]] if len(bands) > most else bands
+    return f"{len(bands)} band{'s' if len(bands) != 1 else ''} ({', '.join(names)})"
+
+
+def tiles_of(level: Level, box: Box) -> Iterator[Box]:
+    """The file's tiles that a box touches, cut at the level's edge."""
+    tile = level.chunk
+    for y in range(box.y // tile.height * tile.height, box.bottom, tile.height):
+        for x in range(box.x // tile.width * tile.width, box.right, tile.width):
+            yield Box.between(y, x, min(y + tile.height, level.size.height), min(x + tile.width, level.size.width))
 
 
 def short_name(path: str) -> str:
@@ -153,6 +282,14 @@ def _whole_tiles(wanted: int, tile: int, size: int) -> int:
 
 def _split(size: int, step: int) -> tuple[int, ...]:
     return tuple(min(step, size - start) for start in range(0, size, step))
+
+
+def _reopen(reader: type[OpenedImage], path: str, indexed: bool, chosen: Sequence[str], strict: bool) -> OpenedImage:
+    source = reader(path, indexed=indexed)
+    if chosen:
+        source.choose(chosen)
+    source.strict = strict
+    return source
 
 
 def _read_block(source: OpenedImage, level: int, block_info: Any = None) -> NDArray[Any]:

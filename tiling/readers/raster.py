@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,8 +30,30 @@ from tiling.readers.tiff_tags import GEOREFERENCE_TAGS, is_slide
 from tiling.source import Kind, Level
 
 SUFFIXES: Final = (".vrt", ".jp2", ".j2k")
+PLAIN: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+"""Pictures that a world file or GDAL's metadata beside them makes maps."""
 SIDECARS: Final = (".aux.xml", ".msk", ".ovr")
-WORLD_FILES: Final = (".tfw", ".tifw", ".wld")
+WORLD_FILES: Final = (".tfw", ".tifw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".bpw", ".wpw")
+DRIVERS: Final = (
+    *("GTiff", "AAIGrid", "AIG", "BSB", "DTED", "EHdr", "ENVI", "ERS", "GPKG", "GRIB", "GSBG", "HDF5", "HFA", "ILWIS"),
+    *(
+        "ISIS3",
+        "KRO",
+        "MBTiles",
+        "MRF",
+        "NITF",
+        "PCIDSK",
+        "PDS4",
+        "RMF",
+        "RRASTER",
+        "RST",
+        "SAGA",
+        "SRTMHGT",
+        "USGSDEM",
+    ),
+    *("VICAR", "netCDF"),
+)
+"""GDAL's formats of files on a disk that are tried on what no other reader knows; none of them goes to the network."""
 
 CACHE: Final = 64 << 20
 """Bytes that GDAL may keep of what it decoded, all rasters together; by default a twentieth of the machine's memory."""
@@ -43,6 +65,8 @@ _OPENING = threading.Lock()
 class RasterSource(OpenedImage):
     """A raster read with rasterio: every band in the file's order, except alpha, which only says what is valid.
 
+    A palette comes as its colours, so that class numbers are never taken for intensities.
+
     A pixel is valid where at least one band differs from its nodata value (GDAL's rule for a dataset), no band is NaN
     or infinite, alpha is above zero, and the internal or sidecar mask allows it: all four at once. Levels are the
     file's overviews. With ground control points or RPCs alone, the world is the pixel grid; with a transform but no CRS
@@ -51,15 +75,28 @@ class RasterSource(OpenedImage):
 
     kind: Kind = "raster"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike[str], *, indexed: bool = False) -> None:
+        super().__init__(path, indexed=indexed)
         self._idle: dict[int, list[DatasetReader]] = {}
         with one_line(f"{self.path}: cannot be read"), self._dataset(0) as dataset:
             self._describe(dataset)
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        return tiff_is_georeferenced(path) if tiff_magic(path) else path.lower().endswith(SUFFIXES)
+        if tiff_magic(path):
+            return tiff_is_georeferenced(path)
+        return path.lower().endswith(SUFFIXES) or (path.lower().endswith(PLAIN) and _has_place_beside(path))
+
+    @classmethod
+    def rescues(cls, path: str) -> bool:
+        with suppress(Exception), _open(path, drivers=DRIVERS):
+            return True
+        return False
+
+    @property
+    def working_bytes(self) -> int:
+        chunk = self.levels[0].chunk
+        return int(CACHE + 2 * chunk.pixels * self._stored_bands * self.dtype.itemsize)
 
     def close(self) -> None:
         """Closes the handles that no thread is using. Reading again opens new ones."""
@@ -68,8 +105,9 @@ class RasterSource(OpenedImage):
                 handles.pop().close()
 
     def _describe(self, dataset: DatasetReader) -> None:
-        _refuse_unusable(dataset)
         colours = dataset.colorinterp
+        self._palette = None if self._indexed else _palette(dataset)
+        _refuse_unusable(dataset, self._indexed or self._palette is not None)
         self._alpha = next((i for i, colour in enumerate(colours, 1) if colour == ColorInterp.alpha), None)
         self._indexes = [i for i in dataset.indexes if i != self._alpha]
         if not self._indexes:
@@ -77,15 +115,21 @@ class RasterSource(OpenedImage):
         self._nodata = tuple(dataset.nodatavals[i - 1] for i in self._indexes)
         flags = dataset.mask_flag_enums[self._indexes[0] - 1]
         self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        self._stored_bands = dataset.count
         self.dtype = np.result_type(*(dataset.dtypes[i - 1] for i in self._indexes))
         self.bands = _band_names(dataset, self._indexes)
+        self._stored_dtype = self.dtype
+        if self._palette is not None:
+            self.dtype, self.bands = np.dtype(np.uint8), ("red", "green", "blue")
         self.levels = tuple(self._levels(dataset))
         self.georef, notes = _georef(dataset)
+        if self._palette is not None:
+            notes.append("has palette colours: they are read as red, green and blue")
         if any(dataset.scales[i - 1] != 1 or dataset.offsets[i - 1] != 0 for i in self._indexes):
             notes.append("declares a scale and offset for its values: they are read raw, as stored")
         if dataset.subdatasets:
             notes.append(f"holds {len(dataset.subdatasets)} images: only the first is read")
-        self.warnings = tuple(f"{self.name}: {note}" for note in notes)
+        self._notes = tuple(f"{self.name}: {note}" for note in notes)
         structure = dataset.tags(ns="IMAGE_STRUCTURE")
         self.provenance = {
             "format": dataset.driver,
@@ -122,16 +166,30 @@ class RasterSource(OpenedImage):
             raise
         handles.append(dataset)
 
+    def _keep(self, places: list[int]) -> None:
+        if self._palette is not None:
+            self._kept = places
+            return
+        self._indexes = [self._indexes[place] for place in places]
+        self._nodata = tuple(self._nodata[place] for place in places)
+
     def _read(self, box: Box, level: int) -> NDArray[Any]:
+        pixels = self._stored(box, level)
+        return pixels if self._palette is None else self._palette[pixels[..., 0], :3]
+
+    def _stored(self, box: Box, level: int) -> NDArray[Any]:
+        """(H, W, bands) as the file holds them."""
         with self._dataset(level) as dataset, _bounded_cache():
-            pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self.dtype)
+            pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self._stored_dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
         valid = np.ones((box.height, box.width), dtype=np.bool_)
-        if self.dtype.kind == "f" or None not in self._nodata:
-            pixels = self._read(box, level)
+        if self.dtype.kind == "f" or None not in self._nodata or self._palette is not None:
+            pixels = self._stored(box, level)
             valid = validity.combine(validity.differs_from_nodata(pixels, self._nodata), validity.finite(pixels))
+            if self._palette is not None:
+                valid &= validity.opaque(self._palette[pixels[..., 0], 3])
         if self._alpha is not None:
             with self._dataset(level) as dataset, _bounded_cache():
                 valid &= validity.opaque(dataset.read(self._alpha, window=_window(box)))
@@ -156,17 +214,26 @@ def tiff_is_georeferenced(path: str) -> bool:
         tags = {int(tag.code) for tag in tif.pages.first.tags}
         if is_slide(tif):
             return 34735 in tags
-        beside = [file.with_suffix(suffix) for suffix in WORLD_FILES] + [Path(path + suffix) for suffix in SIDECARS]
-        return bool(tags & GEOREFERENCE_TAGS) or any(other.exists() for other in beside)
+        return bool(tags & GEOREFERENCE_TAGS) or _has_place_beside(path)
     return False
 
 
-def _open(path: str, overview: int = -1) -> DatasetReader:
-    options = {"overview_level": overview} if overview >= 0 else {}
+def _has_place_beside(path: str) -> bool:
+    """Whether a world file or GDAL's metadata lies beside a picture."""
+    file = Path(path)
+    beside = [file.with_suffix(suffix) for suffix in WORLD_FILES] + [Path(path + suffix) for suffix in SIDECARS]
+    return any(other.exists() for other in beside)
+
+
+def _open(path: str, overview: int = -1, drivers: Sequence[str] | None = None) -> DatasetReader:
+    options: dict[str, Any] = {"overview_level": overview} if overview >= 0 else {}
     # Filters are global: one thread at a time changes them. What the warning says is in `warnings` of the source.
-    with _OPENING, warnings.catch_warnings():
+    with _OPENING, rasterio.Env(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset: DatasetReader = rasterio.open(path, **options)
+        # rasterio.open takes the name of one driver only.
+        dataset: DatasetReader = (
+            DatasetReader(path, driver=list(drivers)) if drivers else rasterio.open(path, **options)
+        )
         return dataset
 
 
@@ -179,10 +246,10 @@ def _window(box: Box) -> Window:
     return Window(box.x, box.y, box.width, box.height)
 
 
-def _refuse_unusable(dataset: DatasetReader) -> None:
+def _refuse_unusable(dataset: DatasetReader, palette_is_read: bool) -> None:
     if dataset.count == 0:
         raise ImageError(f"it holds {len(dataset.subdatasets)} datasets and no bands of its own; name one of them")
-    if ColorInterp.palette in dataset.colorinterp:
+    if ColorInterp.palette in dataset.colorinterp and not palette_is_read:
         raise ImageError(
             "palette colours are class numbers, not intensities; "
             "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
@@ -190,6 +257,19 @@ def _refuse_unusable(dataset: DatasetReader) -> None:
     complex_types = sorted({t for t in dataset.dtypes if t.startswith("complex")})
     if complex_types:
         raise ImageError(f"its values are {complex_types[0]}; complex radar data must be turned into amplitudes first")
+
+
+def _palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
+    """(values, 4): red, green, blue and alpha of each value of a raster of one band with a palette; else None."""
+    if dataset.count != 1 or ColorInterp.palette not in dataset.colorinterp:
+        return None
+    if dataset.dtypes[0] not in ("uint8", "uint16"):
+        return None
+    colours = np.zeros((np.iinfo(dataset.dtypes[0]).max + 1, 4), np.uint8)
+    for value, colour in dataset.colormap(1).items():
+        if value < len(colours):
+            colours[value] = colour
+    return colours
 
 
 def _band_names(dataset: DatasetReader, indexes: list[int]) -> tuple[str, ...]:

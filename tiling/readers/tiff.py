@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import PHOTOMETRIC, TiffFile
+from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 
-from tiling import validity
+from tiling import storage, validity
 from tiling.geometry import Box
-from tiling.georef import Georef
+from tiling.georef import Georef, Spacing
 from tiling.readers import tiff_tags
 from tiling.readers.opened import OpenedImage, level_scale, one_line
+from tiling.readers.orientation import UPRIGHT
 from tiling.readers.segments import LevelPixels
+from tiling.readers.tile_cache import LIMIT, TileCache
 from tiling.source import Kind, Level
 
 MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -28,16 +29,19 @@ MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 class TiffSource(OpenedImage):
     """A TIFF read with tifffile, tile by tile; only the specimen's pyramid, never label, macro or thumbnail.
 
-    Samples are as stored, except that YCbCr (of JPEG, and of Aperio's JPEG 2000) comes as RGB, and white-is-zero is
-    inverted. Where a file has more than one focal plane or time, the first is read and `warnings` says so.
+    Samples are as stored, except that YCbCr (of JPEG, and of Aperio's JPEG 2000) comes as RGB, white-is-zero is
+    inverted, palettes come as their colours, and an image that is stored rotated or mirrored comes upright. Where a
+    file has more than one focal plane or time, the first is read and `warnings` says so.
     """
 
     kind: Kind = "slide"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike[str], *, indexed: bool = False) -> None:
+        super().__init__(path, indexed=indexed)
         self._lock = threading.Lock()
+        self._cache = TileCache()
         self._pixels: list[LevelPixels] | None = None
+        self._read_bands: list[int] | None = None
         with one_line(f"{self.path}: cannot be read"):
             tif = self._open()
             try:
@@ -54,38 +58,54 @@ class TiffSource(OpenedImage):
         """Closes the file. Reading again re-opens it."""
         with self._lock:
             self._pixels = None
+            self._cache.clear()
             self._closer()
 
     def blank(self, box: Box, level: int = 0) -> bool:
         """Whether the file leaves out every tile that `box` touches."""
-        return self._level(level).missing(box)
+        return self._level(level).missing(self._stored(box, level))
+
+    @property
+    def working_bytes(self) -> int:
+        pixels = self._level(0)
+        whole = sum(level.size.pixels for level in self.levels) * pixels.bands * self.dtype.itemsize
+        return min(whole, LIMIT) + 2 * pixels.segment_bytes
 
     def _open(self) -> TiffFile:
-        tif = TiffFile(self.path)
+        remote = storage.is_url(self.path)
+        tif = TiffFile(storage.open_file(storage.open_bytes(self.path)) if remote else self.path)
         tif.filehandle.set_lock(True)
-        self._closer = weakref.finalize(self, tif.close)
+        self._file = storage.open_bytes(self.path)
+        self._closer = weakref.finalize(self, _close, tif, self._file)
         return tif
+
+    def _levels_of(self, tif: TiffFile) -> list[LevelPixels]:
+        levels = tiff_tags.pyramid(tiff_tags.baseline(tif))
+        return [LevelPixels(level, self._file, self._cache) for level in levels]
 
     def _describe(self, tif: TiffFile) -> None:
         series = tiff_tags.baseline(tif)
         page = series.keyframe
         tiff_tags.refuse_unusable(page)
-        pixels = [LevelPixels(level) for level in tiff_tags.pyramid(series)]
+        pixels = self._levels_of(tif)
         for level in pixels:
-            level.check_complete()
+            level.check_complete(self._file.length)
         full, self._alpha = pixels[0], tiff_tags.alpha_sample(page)
         self._white = 2**page.bitspersample - 1 if page.photometric == PHOTOMETRIC.MINISWHITE else None
         self._ycbcr = tiff_tags.is_aperio_ycbcr(page)
-        self.dtype = np.dtype(series.dtype).newbyteorder("=")
-        self.bands = tiff_tags.band_names(tif, series, full.bands - (self._alpha is not None))
-        self.levels = tuple(Level(p.size, p.segment, level_scale(full.size, p.size)) for p in pixels)
+        self._palette = None if self._indexed else tiff_tags.palette(page)
+        self._turn = tiff_tags.orientation(page)
+        self.dtype = np.dtype(np.uint8 if self._palette is not None else series.dtype).newbyteorder("=")
+        count = 3 if self._palette is not None else full.bands - (self._alpha is not None)
+        self._samples = [i for i in range(full.bands) if i != self._alpha]
+        self.bands = tiff_tags.band_names(tif, series, count)
+        size, turned = self._turn.size(full.size), self._turn.size
+        self.levels = tuple(Level(turned(p.size), turned(p.segment), level_scale(size, turned(p.size))) for p in pixels)
         spacing, doubt = tiff_tags.spacing(tif, series)
+        if spacing is not None and self._turn.swaps:
+            spacing = Spacing(spacing.x, spacing.y, spacing.unit)
         self.georef = Georef.pixels() if spacing is None else Georef.micrometres(spacing)
-        notes = [doubt] if doubt else []
-        notes += [f"has {n} positions on axis {axis}: only the first is read" for axis, n in full.left_out.items()]
-        if page.bitspersample not in (8, 16, 32, 64):
-            notes.append(f"has {page.bitspersample}-bit samples: values run from 0 to {2**page.bitspersample - 1}")
-        self.warnings = tuple(f"{self.name}: {note}" for note in notes)
+        self._notes = tuple(f"{self.name}: {note}" for note in self._remarks(page, full, doubt))
         self.provenance = {
             "format": tiff_tags.format_name(tif),
             "compression": tiff_tags.label(page.compression),
@@ -94,32 +114,59 @@ class TiffSource(OpenedImage):
         }
         self._pixels = pixels
 
+    def _remarks(self, page: TiffPage, full: LevelPixels, doubt: str | None) -> Iterator[str]:
+        if doubt:
+            yield doubt
+        if self._turn.value != UPRIGHT:
+            yield f"is stored rotated or mirrored (TIFF orientation {self._turn.value}): it is read upright"
+        if self._palette is not None:
+            yield "has palette colours: they are read as red, green and blue"
+        for axis, n in full.left_out.items():
+            yield f"has {n} positions on axis {axis}: only the first is read"
+        if self._palette is None and page.bitspersample not in (8, 16, 32, 64):
+            yield f"has {page.bitspersample}-bit samples: values run from 0 to {2**page.bitspersample - 1}"
+
     def _level(self, level: int) -> LevelPixels:
         with self._lock:
             if self._pixels is None:
-                series = tiff_tags.baseline(self._open())
-                self._pixels = [LevelPixels(s) for s in tiff_tags.pyramid(series)]
+                self._pixels = self._levels_of(self._open())
             return self._pixels[level]
 
+    def _keep(self, places: list[int]) -> None:
+        if self._palette is not None or self._ycbcr:
+            self._kept = places
+        else:
+            self._samples = [self._samples[place] for place in places]
+
+    def _stored(self, box: Box, level: int) -> Box:
+        return self._turn.stored(box, self._level(level).size)
+
     def _read(self, box: Box, level: int) -> NDArray[Any]:
-        pixels = self._level(level).read(box)
-        if self._alpha is not None:
-            pixels = np.ascontiguousarray(np.delete(pixels, self._alpha, axis=-1))
+        pixels = self._level(level).read(self._stored(box, level), self._samples)
+        if self._palette is not None:
+            pixels = self._palette[pixels[..., 0]]
         if self._ycbcr:
             pixels = np.array(Image.fromarray(pixels, "YCbCr").convert("RGB"))
-        return pixels if self._white is None else (self._white - pixels).astype(self.dtype)
+        if self._white is not None:
+            pixels = (self._white - pixels).astype(self.dtype)
+        return self._turn.upright(pixels)
 
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
-        present = self._level(level).present(box)
-        if self._alpha is None and self.dtype.kind != "f":
-            return present
-        pixels = self._level(level).read(box)
-        alpha = None if self._alpha is None else validity.opaque(pixels[..., self._alpha])
-        return validity.combine(present, validity.finite(pixels), alpha)
+        stored = self._stored(box, level)
+        valid = self._level(level).present(stored)
+        if self.dtype.kind == "f":
+            valid = validity.combine(valid, validity.finite(self._level(level).read(stored, self._samples)))
+        if self._alpha is not None:
+            alpha = self._level(level).read(stored, [self._alpha])
+            valid = validity.combine(valid, validity.opaque(alpha[..., 0]))
+        return self._turn.upright(valid)
+
+
+def _close(tif: TiffFile, file: storage.LocalBytes | storage.RemoteBytes) -> None:
+    tif.close()
+    file.close()
 
 
 def tiff_magic(path: str) -> bool:
     """Whether the file starts like a TIFF or BigTIFF."""
-    with suppress(OSError), Path(path).open("rb") as file:
-        return file.read(4) in MAGIC
-    return False
+    return storage.start(path, 4) in MAGIC

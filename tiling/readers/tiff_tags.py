@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
 from tifffile import PHOTOMETRIC, TIFF, TiffFile, TiffPage, TiffPageSeries
 
 from tiling.errors import ImageError
-from tiling.georef import METRES, Spacing
-
-PLAUSIBLE_UM = (0.02, 20.0)
-"""Pixel sizes, in micrometres, that a slide can have; 72 dpi (353 um) is an editor's default, not a measurement."""
+from tiling.georef import METRES, Spacing, plausible
+from tiling.readers.opened import NoDecoder
+from tiling.readers.orientation import Orientation
 
 GEOREFERENCE_TAGS = frozenset({33550, 33922, 34264, 34735, 42112, 42113, 50844})
 """ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GDAL metadata, GDAL nodata, RPCs."""
@@ -27,9 +28,12 @@ FORMATS = {
     "imagej": "ImageJ TIFF",
 }
 
-_JPEG = {6, 7, 33007, 34892}
+_OLD_JPEG = 6
+_JPEG = {7, 33007, 34892}
 _APERIO_YCBCR = 33003
-_USABLE = {PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR}
+_USABLE = {
+    *(PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.PALETTE),
+}
 _ASSOCIATED = re.compile(r"label|macro|thumbnail|overview|\bmap\b", re.IGNORECASE)
 
 
@@ -51,12 +55,13 @@ def is_slide(tif: TiffFile) -> bool:
 def baseline(tif: TiffFile) -> TiffPageSeries:
     """The series that holds the specimen: never a label, macro or thumbnail; the largest of what is left."""
     if tif.is_bif:
-        raise ImageError("Ventana BIF stores overlapping tiles, which are not stitched here; export it as OME-TIFF")
+        raise NoDecoder("Ventana BIF stores overlapping tiles, which are not stitched here; export it as OME-TIFF")
     candidates = [series for series in tif.series if not _ASSOCIATED.search(series.name or "")]
     if not candidates:
         raise ImageError("it holds no image but a label, macro or thumbnail")
     found = max(candidates, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
-    if found.is_multifile:
+    parts = set(re.findall(r'\bFileName="([^"]+)"', tif.ome_metadata or "")) if tif.is_ome else set()
+    if found.is_multifile or len(parts) > 1:
         raise ImageError("it is one part of an image spread over several files; save it as a single OME-TIFF")
     return found
 
@@ -75,22 +80,14 @@ def pyramid(series: TiffPageSeries) -> list[TiffPageSeries]:
 
 
 def refuse_unusable(page: TiffPage) -> None:
-    """Raises ImageError for pixels that are not intensities, or that tifffile does not turn into intensities."""
+    """Raises ImageError for pixels that are not intensities, and NoDecoder for what tifffile does not decode."""
     photometric, compression = page.photometric, page.compression
-    if photometric == PHOTOMETRIC.PALETTE:
-        raise ImageError(
-            "palette colours are class numbers, not intensities; "
-            "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
-        )
-    if page.tags.valueof("Orientation", 1) != 1:
-        raise ImageError(
-            f"it is stored rotated or mirrored (TIFF orientation {int(page.tags.valueof('Orientation'))}); "
-            "save it upright, e.g. vips autorot IN OUT"
-        )
     if photometric not in _USABLE or (photometric == PHOTOMETRIC.YCBCR and compression not in _JPEG):
-        raise ImageError(f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB")
-    if compression not in TIFF.DECOMPRESSORS:
-        raise ImageError(f"its compression, {label(compression)}, is not known here; save it with deflate, LZW or JPEG")
+        raise NoDecoder(f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB")
+    if compression not in TIFF.DECOMPRESSORS or compression == _OLD_JPEG:
+        raise NoDecoder(f"its compression, {label(compression)}, is not known here; save it with deflate, LZW or JPEG")
+    if photometric == PHOTOMETRIC.PALETTE and (page.colormap is None or page.samplesperpixel != 1):
+        raise ImageError("its colours are a palette's, and it has none; save it as RGB")
     if page.dtype is None or page.dtype.kind not in "uif":
         found = "complex numbers" if page.dtype is not None and page.dtype.kind == "c" else f"{page.bitspersample}-bit"
         raise ImageError(f"its samples are {found}; expected integers or floats of 8 to 64 bits")
@@ -103,6 +100,20 @@ def is_aperio_ycbcr(page: TiffPage) -> bool:
     return bool(page.compression == _APERIO_YCBCR and page.samplesperpixel == 3)
 
 
+def palette(page: TiffPage) -> NDArray[np.uint8] | None:
+    """(colours, 3): red, green and blue of each value, of 255; None where the samples are the colours themselves."""
+    if page.photometric != PHOTOMETRIC.PALETTE:
+        return None
+    colours = np.asarray(page.colormap).reshape(3, -1).T
+    # TIFF's run to 65535; some programs write them as if they ran to 255.
+    return np.ascontiguousarray(colours // 257 if colours.max() > 255 else colours, dtype=np.uint8)
+
+
+def orientation(page: TiffPage) -> Orientation:
+    """How the page must be turned to be upright."""
+    return Orientation.of_tag(page.tags.valueof("Orientation", 1))
+
+
 def alpha_sample(page: TiffPage) -> int | None:
     """Index of the alpha sample, if the file declares one."""
     extra = page.extrasamples
@@ -112,7 +123,7 @@ def alpha_sample(page: TiffPage) -> int | None:
 
 def band_names(tif: TiffFile, series: TiffPageSeries, count: int) -> tuple[str, ...]:
     """Colour names, the file's channel names, or 'band 1' ..."""
-    colour = series.keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+    colour = series.keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.PALETTE)
     names = ["red", "green", "blue"] if colour and count >= 3 else _channel_names(tif, series)
     named = [names[i] if i < len(names) and names[i] else f"band {i + 1}" for i in range(count)]
     return tuple(named if len(set(named)) == count else [f"band {i + 1}" for i in range(count)])
@@ -121,13 +132,7 @@ def band_names(tif: TiffFile, series: TiffPageSeries, count: int) -> tuple[str, 
 def spacing(tif: TiffFile, series: TiffPageSeries) -> tuple[Spacing | None, str | None]:
     """The size of a level-0 pixel and None; or None and, where the file says something unusable, why."""
     micrometres = next((found for found in _stated(tif, series) if found is not None), None)
-    if micrometres is None:
-        return None, None
-    low, high = PLAUSIBLE_UM
-    if not all(low <= side <= high for side in micrometres):
-        y, x = micrometres
-        return None, f"says that a pixel is {y:.4g} x {x:.4g} um, which no slide is: taken as unknown"
-    return Spacing(*micrometres, "um"), None
+    return (None, None) if micrometres is None else plausible(*micrometres)
 
 
 def _stated(tif: TiffFile, series: TiffPageSeries) -> Iterator[tuple[float, float] | None]:
