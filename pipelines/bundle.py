@@ -82,6 +82,14 @@ class PlanRecord(_Part):
     reason: str
 
 
+class SeamRecord(_Part):
+    """Shares of pairs of neighbouring pixels that differ in class: alike where windows leave no seam."""
+
+    across: float
+    """Of pairs that a window's border lies between."""
+    elsewhere: float
+
+
 class RunRecord(_Part):
     """run.json, whole."""
 
@@ -105,6 +113,8 @@ class RunRecord(_Part):
     """Of the time that predicting took: 'read', waiting for pixels; 'compute'; 'write', waiting for what is written."""
     steps_down: tuple[str, ...] = ()
     """What was given up because memory ran out, a line each."""
+    seams: SeamRecord | None = None
+    """None where no window's border lies between two pixels of data."""
     peak_memory: int
     """Largest resident size of this process, in bytes."""
     outputs: tuple[str, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.ahead import ahead
 from pipelines.carry import LIMIT, Carry, Step, Tissue, schedule
-from pipelines.progress import Clock
+from pipelines.progress import Clock, Report, quiet
 from tiling import Box, Grid, Stitcher, View, taper
 from veca_core import ModelError, Segmenter
 
@@ -67,8 +67,8 @@ class Predictor:
     taper: str = "linear"
     bands: tuple[int, ...] | None = None
     """Which band of the image is the model's first, second ...; None: they are in the model's order."""
-    steps_down: list[str] = field(default_factory=list)
-    """What was given up because memory ran out, a line each."""
+    stepped_down: Report = quiet
+    """Told what is given up because memory ran out."""
 
     def predict_block(self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None) -> Prediction:
         """Runs every window that touches the block and has data there (and tissue, where that is asked for)."""
@@ -153,7 +153,7 @@ class Predictor:
                 if self.batch == 1:
                     raise
             # Here, not in the handler: its traceback would hold on to what did not fit.
-            self.steps_down.append(f"out of memory on {self.device}: batch {self.batch} -> {self.batch // 2}")
+            self.stepped_down(f"out of memory on {self.device}: batch {self.batch} -> {self.batch // 2}")
             self.batch //= 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
@@ -25,7 +25,7 @@ from pipelines.bundle import (
 )
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
-from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, make_plan
+from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, halvings, make_plan
 from tiling import Grid, Source, Spacing, View
 from tiling.exports import EXPORTS
 from veca_core import Model
@@ -98,6 +98,25 @@ class Job:
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(asked, plan)
         return cls(source, model, view, plan, grid, folder, options, asked, mark)
+
+    def with_half_the_window(self) -> Job:
+        """The same with half the window: another run, which starts anew.
+
+        Raises RequestError where the user pinned the window, or where it is the smallest already.
+        """
+        plan, patch = self.plan, self.model.network.encoder.config.patch
+        smaller = halvings(plan.window, patch)[1:]
+        if self.options.window or not smaller:
+            raise RequestError(
+                f"{self.source.path}: {plan.device} has too little memory for one window of {plan.window} px; "
+                f"ask for a smaller --window, or run it on another --device"
+            )
+        wished = self.options.overlap
+        overlap = check_overlap(smaller[0], patch, None if wished is None else min(wished, smaller[0] // 2))
+        reason = f"memory ran out with a window of {plan.window} px"
+        plan = replace(plan, window=smaller[0], overlap=overlap, batch=1, reason=reason)
+        grid = Grid.over(self.view.size, plan.window, plan.overlap, patch)
+        return replace(self, plan=plan, grid=grid, fingerprint=fingerprint(self.request, plan))
 
     @property
     def bands(self) -> tuple[int, ...] | None:

@@ -72,7 +72,7 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
     held = resident() if device.type == "cpu" else 0
     memory = wishes.memory or held + int(SHARE * free_memory(device))
     plan = None
-    for window in [wishes.window] if wishes.window else _halvings(best_window, network.patch):
+    for window in [wishes.window] if wishes.window else halvings(best_window, network.patch):
         overlap = check_overlap(window, network.patch, wishes.overlap)
         for block in BLOCKS:
             for batch in GPU_BATCHES if device.type == "cuda" else (1,):
@@ -143,7 +143,7 @@ def choices(
     held = resident() if device.type == "cpu" else 0
     cores = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1], chosen.cores}, reverse=True)
     rows = []
-    for window in _halvings(chosen.window, network.patch):
+    for window in halvings(chosen.window, network.patch):
         for budget in cores:
             overlap = chosen.overlap if window == chosen.window else check_overlap(window, network.patch, None)
             need = held + predict(network, image, window, chosen.batch, budget, chosen.block, device)
@@ -266,7 +266,7 @@ def check_overlap(window: int, patch: int, wished: int | None) -> int:
     return window // 8 if wished is None else wished
 
 
-def _halvings(window: int, patch: int) -> list[int]:
+def halvings(window: int, patch: int) -> list[int]:
     """The window, and halves of it down to 128 px or the patch, all multiples of the patch."""
     sides = [_round_up(window, patch)]
     while sides[-1] // 2 >= max(128, patch):

@@ -85,7 +85,7 @@ class Clock:
     def shares(self, *parts: str) -> dict[str, float]:
         """What part of the time that these took together each of them took; nothing before any time has passed."""
         total = sum(self.seconds.get(part, 0.0) for part in parts)
-        return {part: self.seconds.get(part, 0.0) / total for part in parts} if total else {}
+        return {part: round(self.seconds.get(part, 0.0) / total, 4) for part in parts} if total else {}
 
 
 class _End:

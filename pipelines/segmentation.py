@@ -8,7 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.bundle import LABELS, Bundle, remove_result, write_run
+from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_run
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
@@ -27,6 +27,7 @@ from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
 from tiling.labels import Labels
 from tiling.readers.opened import short_name
+from tiling.seams import seams
 from tiling.tissue import tissue_mask
 from veca_core import Model
 
@@ -69,12 +70,16 @@ def segment(
         return earlier
     refuse_another(job)
     with clock("predict"):
-        predicted = predict_labels(job, tick)
+        job, predicted = predict_in_memory(job, tick, report)
+    with clock("check"):
+        seam = seams(predicted.labels, job.grid)
+        seam_record = SeamRecord(across=seam.across, elsewhere=seam.elsewhere) if seam else None
     exports = tuple(dict.fromkeys((*made, *options.exports)))
     with clock("export"):
         outputs = [path for row in exports for path in EXPORTS[row](predicted.labels, job.folder, job.view, job.tags)]
     record = job.record(predicted.resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
-    record = record.model_copy(update={"shares": predicted.shares, "steps_down": predicted.steps_down})
+    found = {"shares": predicted.shares, "steps_down": predicted.steps_down, "seams": seam_record}
+    record = record.model_copy(update=found)
     write_run(job.folder, record)
     (job.folder / PLAN).unlink(missing_ok=True)
     source.close()
@@ -192,23 +197,47 @@ class Predicted:
     """Blocks that were found finished."""
     shares: dict[str, float]
     """Of the time that predicting took: waiting for pixels, computing, waiting for what is written."""
-    steps_down: tuple[str, ...]
+    steps_down: tuple[str, ...] = ()
     """What was given up because memory ran out."""
 
 
-def predict_labels(job: Job, tick: Tick) -> Predicted:
+def predict_in_memory(job: Job, tick: Tick, report: Report) -> tuple[Job, Predicted]:
+    """`predict_labels`; with half the window, anew, as often as even one window at a time is too much for the device.
+
+    Returns what was done with the job that it was done for in the end. Raises RequestError where nothing smaller is
+    left, or allowed.
+    """
+    steps: list[str] = []
+
+    def note(line: str) -> None:
+        steps.append(line)
+        report(line)
+
+    while True:
+        try:
+            return job, replace(predict_labels(job, tick, note), steps_down=tuple(steps))
+        except torch.OutOfMemoryError:
+            smaller = job.with_half_the_window()
+        # Here, not in the handler: its traceback would hold on to what did not fit.
+        note(
+            f"out of memory on {job.plan.device}: window {job.plan.window} px -> {smaller.plan.window} px, started anew"
+        )
+        job = smaller
+
+
+def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet) -> Predicted:
     """Fills the canvas block by block and publishes it.
 
     What was there before stays whole until then. Labels of this very job that are there already are taken as they are.
     """
     if not job.options.overwrite and (labels := published_labels(job)):
-        return Predicted(labels, job.blocks, {}, ())
+        return Predicted(labels, job.blocks, {})
     job.folder.mkdir(parents=True, exist_ok=True)
     remember_plan(job)
     with open_canvas(job, job.folder / f"{LABELS}.partial") as canvas:
         resumed = sum(canvas.is_done(block) for block in canvas.blocks)
         missing = (block for block in canvas.blocks if not canvas.is_done(block))
-        predictor, clock = open_predictor(job), Clock()
+        predictor, clock = open_predictor(job, stepped_down), Clock()
         tissue = tissue_mask(job.view) if job.searches_tissue and resumed < job.blocks else None
         tick(resumed, job.blocks)
         written = predictor.predict_blocks(
@@ -219,15 +248,21 @@ def predict_labels(job: Job, tick: Tick) -> Predicted:
                 tick(done, job.blocks)
         remove_result(job.folder)
         labels = canvas.publish(job.folder / LABELS)
-    shares = clock.shares("read", "compute", "write")
-    return Predicted(labels, resumed, shares, tuple(predictor.steps_down))
+    return Predicted(labels, resumed, clock.shares("read", "compute", "write"))
 
 
-def open_predictor(job: Job) -> Predictor:
+def open_predictor(job: Job, stepped_down: Report = quiet) -> Predictor:
     """The job's network on its device, run as its plan says."""
     device = torch.device(job.plan.device)
-    precision = getattr(torch, job.plan.precision)
-    return Predictor(job.model.network.to(device), job.plan.cores, job.plan.batch, device, precision, bands=job.bands)
+    return Predictor(
+        job.model.network.to(device),
+        job.plan.cores,
+        job.plan.batch,
+        device,
+        getattr(torch, job.plan.precision),
+        bands=job.bands,
+        stepped_down=stepped_down,
+    )
 
 
 def block_writer(job: Job, canvas: Canvas) -> Callable[[Box, Prediction], None]:

@@ -538,3 +538,17 @@ def test_an_interrupted_run_keeps_its_plan_when_memory_has_become_scarcer(tmp_pa
     bundle = segment(image, model(), out, replace(PLAIN, memory=started["predicted"]))
     assert bundle.run.plan.block == started["block"]
     assert not (out / "x" / "plan.json").exists()
+
+
+# What a run says of itself.
+
+
+def test_a_run_says_where_its_time_went_and_whether_seams_show(tmp_path: Path) -> None:
+    run = segment(write_png(tmp_path / "a.png", 200, 203), model(), tmp_path / "out", PLAIN).run
+    assert run.shares.keys() == {"read", "compute", "write"}
+    assert sum(run.shares.values()) == pytest.approx(1, abs=1e-3)
+    assert run.seams is not None
+    # The places change from pixel to pixel, at borders as everywhere.
+    assert run.seams.across == pytest.approx(run.seams.elsewhere, abs=0.05)
+    assert run.seams.elsewhere > 0.5
+    assert run.steps_down == ()
