@@ -41,18 +41,18 @@ class Candidate(ABC):
         """Writes a trained copy of the network with what it scored."""
 
 
-def candidate(recipe: TrainRecipe, bands: Bands) -> Candidate:
-    """What a recipe says is to be trained, with random weights."""
-    return RivalCandidate(recipe, bands) if recipe.network.rival else VecaCandidate(recipe, bands)
+def candidate(recipe: TrainRecipe, bands: Bands, held: str) -> Candidate:
+    """What a recipe says is to be trained, with random weights; `held` says which scenes are held back."""
+    return RivalCandidate(recipe, bands) if recipe.network.rival else VecaCandidate(recipe, bands, held)
 
 
 class VecaCandidate(Candidate):
     """A VECA segmenter."""
 
-    def __init__(self, recipe: TrainRecipe, bands: Bands) -> None:
+    def __init__(self, recipe: TrainRecipe, bands: Bands, held: str) -> None:
         config = network_config(recipe.network, len(bands.names))
         self.recipe = recipe
-        self.card = new_card(recipe, bands, config)
+        self.card = new_card(recipe, bands, config, held)
         self.network = build(self.card.architecture, bands, len(recipe.classes))
         self.budgets, self.draw_weights, self.multiple = config.budgets, config.draw_weights, config.patch
         self.slow = "encoder.stem.body." if recipe.network.pretrained is not None else ""
@@ -110,7 +110,7 @@ def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
             network.head.load_state_dict(start.head.state_dict())
 
 
-def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig) -> Card:
+def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig, held: str = "") -> Card:
     """The card of a model that is not trained yet."""
     network = recipe.network
     fields = {name: getattr(config, name) for name in VecaConfig.__dataclass_fields__}
@@ -124,7 +124,7 @@ def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig) -> Card:
         kind=recipe.kind,
         spacing=recipe.spacing,
         window=recipe.window,
-        validation="held back: " + (", ".join(recipe.data.validate_on) or "a fifth of the groups"),
+        validation=held,
         data=recipe.source + started.get(str(network.pretrained), ""),
         licence=recipe.licence,
         recipe=recipe.recipe,

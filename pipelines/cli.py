@@ -212,28 +212,46 @@ def evaluate(
     everything: Annotated[bool, typer.Option("--everything", help="All scenes, not only those held back.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json and .png.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the scores into the model's card.")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="A rival to train alike, in --out: smp:Unet:tu-tf_efficientnet_lite0.")
+    ] = None,
+    window: Window = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model against masks: IoU and Dice for each class and each number of cores."""
+    """Score a model on labelled scenes: overlap, borders, calibration and objects, for each number of cores.
+
+    Example: veca evaluate runs/mine/best recipe.yaml --against smp:Unet:tu-tf_efficientnet_lite0 --out runs/scores
+    """
+    from dataclasses import replace
+
     from pipelines.config import read_data, read_recipe
     from pipelines.evaluation import evaluate as run
-    from pipelines.evaluation import record_scores, write_evaluation
+    from pipelines.evaluation import evaluate_rival, record_scores, write_evaluation
     from veca_core import load_model
 
+    if against and not out:
+        raise RequestError("--against trains a rival, which needs a folder; give one with --out")
+    if record and everything:
+        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     use_threads(threads)
     recipe = read_data(data) if data.is_dir() else read_recipe(data)
     budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
     loaded = load_model(model)
-    result = run(loaded, recipe.data, cores=budgets, everything=everything, device=device, report=to_stderr)
     if out:
         check_folder(out)
+    options: dict[str, Any] = {"everything": everything, "window": window, "device": device, "report": to_stderr}
+    result = run(loaded, recipe.data, cores=budgets, **options)
+    if against and out:
+        result = replace(result, rivals=((against, evaluate_rival(loaded, recipe, against, out, **options)),))
+    if out:
         write_evaluation(result, out)
     if record:
         record_scores(loaded, result)
     if as_json:
-        print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores]})
+        rivals = {name: score.model_dump() for name, score in result.rivals}
+        print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores], "rivals": rivals})
     else:
         print_lines([result.table()])
 

@@ -32,6 +32,8 @@ class DataRecipe(_Part):
     shapes: Path | None = None
     """In place of masks: a folder of vector files with the same names (QuPath's GeoJSON for slides), or one vector
     layer for all images, like a GeoPackage. Drawn when they are needed, at the model's spacing."""
+    instances: Path | None = None
+    """Folder of masks with an id for each object, 0 elsewhere: only for scoring objects."""
     attribute: str | None = None
     """The field of a shape that holds the name of its class; None: QuPath's classification, or 'class'."""
     elsewhere: Annotated[int, Field(ge=0, le=255)] = 255
@@ -191,7 +193,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     data = recipe.data.model_copy(
         update={
             name: (path.parent / place).resolve()
-            for name in ("images", "masks", "shapes")
+            for name in ("images", "masks", "shapes", "instances")
             if (place := getattr(recipe.data, name)) is not None
         }
     )

@@ -28,14 +28,16 @@ def draw_curves(log: Path, out: Path) -> None:
     _save(figure, out)
 
 
-def draw_scores(scores: Sequence[Score], title: str, out: Path) -> None:
-    """IoU of each class, and their mean, over the number of cores."""
+def draw_scores(scores: Sequence[Score], title: str, out: Path, rivals: Sequence[tuple[str, Score]] = ()) -> None:
+    """IoU of each class, and their mean, over the number of cores; the mean of each rival as a line across."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     cores = [score.cores for score in scores]
     for name in scores[0].iou:
         axes.plot(cores, [score.iou.get(name, math.nan) for score in scores], marker=".", alpha=0.7, label=name)
     axes.plot(cores, [score.mean_iou for score in scores], marker="o", color="black", linewidth=2, label="mean")
+    for label, score in rivals:
+        axes.axhline(score.mean_iou, color="black", linestyle="--", linewidth=1, label=f"mean, {label}")
     axes.set(title=title, xlabel="cores", ylabel="IoU", xticks=cores, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)

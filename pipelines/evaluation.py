@@ -1,24 +1,33 @@
-"""Scores a model against masks, for every core budget: `veca evaluate`. Streamed, so scenes may be of any size."""
+"""Scores a model against what is known, for every core budget, and beside a rival: `veca evaluate`."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from pipelines.config import DataRecipe
+import torch
+from torch import nn
+
+from pipelines.config import DataRecipe, TrainRecipe
 from pipelines.curves import draw_scores
 from pipelines.errors import RequestError
 from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
-from pipelines.scenes import check_masks, class_lookup, find_scenes, split_scenes
+from pipelines.rival import Rival, load_rival
+from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.validation import validate
 from veca_core import Model
 from veca_core.card import Card, Score
 from veca_core.weights import write_card
+
+EXTRAS: Final = {"boundary_f1": "border F1", "ece": "ECE", "pq": "PQ"}
+"""Further fields of a score -> what a table calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +36,25 @@ class Evaluation:
 
     model: str
     scenes: tuple[str, ...]
+    held: str
+    """Which scenes were held back, as a card says it; empty where others were scored too."""
     scores: tuple[Score, ...]
     """One for each budget, fewest cores first."""
+    rivals: tuple[tuple[str, Score], ...] = ()
+    """What others scored on the same scenes."""
 
     def table(self) -> str:
-        """The scores as text: a row for each budget."""
-        names = list(dict.fromkeys(name for score in self.scores for name in score.iou))
-        header = ["cores", "mean IoU", "mean Dice", *names]
-        rows = [
-            [str(s.cores), *(f"{v:.3f}" for v in (s.mean_iou, s.mean_dice, *(s.iou.get(n, math.nan) for n in names)))]
-            for s in self.scores
-        ]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)
-        )
+        """The scores as text: a row for each budget, and one for each rival."""
+        rows = [(str(score.cores), score) for score in self.scores] + list(self.rivals)
+        names = list(dict.fromkeys(name for _, score in rows for name in score.iou))
+        extras = [name for name in EXTRAS if any(getattr(score, name) is not None for _, score in rows)]
+        lines = [["cores", "mean IoU", "95 %", "mean Dice", *(EXTRAS[e] for e in extras), *names]]
+        for label, score in rows:
+            span = "-".join(f"{v:.3f}" for v in score.interval) if score.interval else ""
+            values = (*(getattr(score, e) for e in extras), *(score.iou.get(n) for n in names))
+            lines.append([label, f"{score.mean_iou:.3f}", span, f"{score.mean_dice:.3f}", *map(_digits, values)])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
 
 
 def evaluate(
@@ -50,42 +63,55 @@ def evaluate(
     *,
     cores: Sequence[int] | None = None,
     everything: bool = False,
+    window: int | None = None,
     device: str = "auto",
     report: Report = quiet,
 ) -> Evaluation:
-    """Segments the held-back scenes (or `everything`) with each budget and compares with their masks.
+    """Segments the held-back scenes (or `everything`) with each budget and compares with what is known of them.
 
-    Pixels that are ignored, or that have no data, are left out. IoU is intersection over union of all pixels of all
-    scenes together; the mean is over the classes that are there or were called. Raises RequestError for data that
-    does not fit the model's classes.
+    Images are read at the model's spacing. Pixels that are ignored, or that have no data, are left out. IoU is
+    intersection over union of all pixels of all scenes together; the mean is over the classes that are there or were
+    called; its interval is a bootstrap over images. Raises RequestError for data that does not fit the model's classes.
     """
-    scenes = find_scenes(data, classes=model.card.classes, spacing=model.card.spacing)
-    values = [c.value for c in model.card.classes]
-    check_masks(scenes, values, data.ignore)
-    chosen = scenes if everything else split_scenes(scenes, data).validation
-    wrong = [s.image for s in chosen if len(s.image.bands) != len(model.card.bands.names)]
-    if wrong:
-        expected = len(model.card.bands.names)
-        raise RequestError(f"{wrong[0].path} has {len(wrong[0].bands)} bands; {model.card.name} reads {expected}")
-    lookup = class_lookup(values, data.ignore)
-    place = choose_device(device)
-    network = model.network.to(place)
+    card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
+    chosen = _scenes(card, data, everything)
+    score = _scorer(card, data, chosen, window, device)
     scores = []
-    multiple = network.encoder.config.patch
     for budget in budgets:
-        confusion = validate(
-            network,
-            chosen,
-            lookup,
-            place,
-            cores=budget,
-            window=model.card.window,
-            multiple=multiple,
-        )
-        scores.append(confusion.score(budget, [c.name for c in model.card.classes]))
+        scores.append(score(network, budget, network.encoder.config.patch))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
-    return Evaluation(model.card.name, tuple(scene.name for scene in chosen), tuple(scores))
+    held = "" if everything else held_back(chosen)
+    return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores))
+
+
+def evaluate_rival(
+    model: Model,
+    recipe: TrainRecipe,
+    spec: str,
+    out: Path,
+    *,
+    everything: bool = False,
+    window: int | None = None,
+    device: str = "auto",
+    report: Report = quiet,
+) -> Score:
+    """What a rival, like smp:Unet:tu-tf_efficientnet_lite0, scores on the scenes that the model is scored on.
+
+    It is trained by the recipe's own data, crops, steps and seed, in out/rivals, or loaded where it was before. As the
+    model is, so the rival is the milestone that did best on the held-back scenes.
+    """
+    from pipelines.training import train
+
+    Rival(spec, model.card.bands, len(model.card.classes))  # a wrong name is told before anything is read
+    network = recipe.network.model_copy(update={"rival": spec})
+    same = {"network": network, "bands": model.card.bands, "window": model.card.window}
+    trained = train(
+        recipe.model_copy(update=same), out / "rivals" / re.sub(r"[^A-Za-z0-9._-]+", "-", spec),
+        device=device, report=report,
+    )  # fmt: skip
+    chosen = _scenes(model.card, recipe.data, everything)
+    return _scorer(model.card, recipe.data, chosen, window, device)(load_rival(trained.folder), 0, Rival.multiple)
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -95,18 +121,61 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> list[Path]:
         "model": evaluation.model,
         "scenes": evaluation.scenes,
         "scores": [score.model_dump() for score in evaluation.scores],
+        "rivals": {name: score.model_dump() for name, score in evaluation.rivals},
     }
     path = out / "evaluation.json"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
     picture = out / "evaluation.png"
-    draw_scores(evaluation.scores, f"{evaluation.model}: IoU for each core budget", picture)
+    draw_scores(evaluation.scores, f"{evaluation.model}: IoU for each core budget", picture, evaluation.rivals)
     return [path, picture]
 
 
 def record_scores(model: Model, evaluation: Evaluation) -> Card:
-    """Writes the scores into the model's own card, where the planner and the user find them."""
-    card = model.card.model_copy(update={"scores": evaluation.scores})
+    """Writes the scores into the model's own card, where the planner and the user find them.
+
+    Scores of other budgets stay where they are of the same scenes. Raises RequestError where scenes were scored that
+    may have been learned from.
+    """
+    if not evaluation.held:
+        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
+    card = model.card
+    before = {s.cores: s for s in card.scores} if card.validation == evaluation.held else {}
+    scores = {**before, **{s.cores: s for s in evaluation.scores}}
+    card = card.model_copy(update={"scores": tuple(scores[c] for c in sorted(scores)), "validation": evaluation.held})
     write_card(model.folder, card)
     return card
+
+
+def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]:
+    """The scenes to score, checked against the model."""
+    scenes = find_scenes(data, classes=card.classes, spacing=card.spacing)
+    check_masks(scenes, [c.value for c in card.classes], data.ignore)
+    chosen = scenes if everything else split_scenes(scenes, data).validation
+    wrong = [s.image for s in chosen if len(s.image.bands) != len(card.bands.names)]
+    if wrong:
+        expected = len(card.bands.names)
+        raise RequestError(f"{wrong[0].path} has {len(wrong[0].bands)} bands; {card.name} reads {expected}")
+    return chosen
+
+
+def _scorer(
+    card: Card, data: DataRecipe, scenes: Sequence[Scene], window: int | None, device: str
+) -> Callable[[nn.Module, int, int], Score]:
+    """(network, cores, multiple of its windows' sides) -> its score."""
+    place: torch.device = choose_device(device)
+    lookup = class_lookup([c.value for c in card.classes], data.ignore)
+
+    def score(network: nn.Module, cores: int, multiple: int) -> Score:
+        measured = validate(
+            network.to(place), scenes, lookup, place,
+            cores=cores, window=window or card.window, multiple=multiple, thorough=True,
+        )  # fmt: skip
+        return measured.score(cores, [c.name for c in card.classes])
+
+    return score
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"

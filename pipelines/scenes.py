@@ -40,6 +40,8 @@ class Scene:
     truth: Truth
     area: Box
     """The part of the view that is this scene; nothing beyond it is ever read for training."""
+    objects: MaskTruth | None = None
+    """An id for each object, 0 where there is none."""
 
     @classmethod
     def whole(cls, name: str, group: str, image: Source, mask: Source) -> Scene:
@@ -109,6 +111,13 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
     return split
 
 
+def held_back(scenes: Sequence[Scene]) -> str:
+    """The groups of scenes that were held back, as a model's card says it."""
+    groups = sorted({scene.group for scene in scenes})
+    more = f" and {len(groups) - 20} more" if len(groups) > 20 else ""
+    return f"held back: {', '.join(groups[:20])}{more}"
+
+
 def check_leaks(split: Split) -> None:
     """Raises RequestError where a held-back scene shows what is also learned from: the same file, or the same place."""
     for held in split.validation:
@@ -163,17 +172,20 @@ def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spaci
     else:
         assert data.masks is not None
         truth = _mask(image, view, data.masks)
-    return Scene(image.stem, group, view, truth, view.size.box)
+    objects = _mask(image, view, data.instances, "ui") if data.instances is not None else None
+    return Scene(image.stem, group, view, truth, view.size.box, objects)
 
 
-def _mask(image: Path, view: View, folder: Path) -> MaskTruth:
+def _mask(image: Path, view: View, folder: Path, kinds: str = "") -> MaskTruth:
+    """An 8-bit mask, or one of any of the NumPy `kinds`."""
     mask = open_image(_beside(image, folder), indexed=True)
     size, found = view.source.levels[0].size, mask.levels[0].size
     if size != found:
         raise RequestError(f"{image.stem}: the image is {size} but its mask is {found}; they must be the same size")
-    if len(mask.bands) != 1 or mask.dtype != np.uint8:
+    if len(mask.bands) != 1 or (mask.dtype.kind not in kinds if kinds else mask.dtype != np.uint8):
         held = f"{len(mask.bands)} band(s) of {mask.dtype}"
-        raise RequestError(f"{mask.path} holds {held}; a mask has one 8-bit band of class values")
+        wanted = "band of whole numbers" if kinds else "8-bit band of class values"
+        raise RequestError(f"{mask.path} holds {held}; a mask has one {wanted}")
     return MaskTruth(mask, view)
 
 

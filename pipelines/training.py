@@ -29,7 +29,7 @@ from pipelines.losses import DiceAndCrossEntropy
 from pipelines.optimiser import learning_rate, make_optimiser
 from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
-from pipelines.scenes import Scene, Split, check_masks, class_lookup, find_scenes, split_scenes
+from pipelines.scenes import Scene, Split, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.validation import validate
 from veca_core.card import Bands
 
@@ -87,7 +87,7 @@ class Run:
         self.lookup = class_lookup(values, recipe.data.ignore)
         self.bands = bands
         torch.manual_seed(recipe.schedule.seed)
-        self.candidate = candidate(recipe, bands)
+        self.candidate = candidate(recipe, bands, held_back(split.validation))
         self.network = self.candidate.network.to(device)
         ema: Any = swa_utils.get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
         self.average = swa_utils.AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
@@ -185,14 +185,15 @@ class Run:
         """Validates, keeps the best model, logs, draws the curves and writes a checkpoint."""
         full = self.candidate.budgets[-1]
         network = self.average.module
-        confusion = validate(
+        measured = validate(
             network, self.split.validation, self.lookup, self.device,
             cores=full, window=self.recipe.window, multiple=self.candidate.multiple,
         )  # fmt: skip
+        confusion = measured.confusion
         mean_iou = confusion.mean_iou
         if mean_iou > self.best:
             self.best, self.best_step = mean_iou, self.step
-            score = confusion.score(full, [c.name for c in self.recipe.classes])
+            score = measured.score(full, [c.name for c in self.recipe.classes])
             self.candidate.save(self.out / BEST, network, score)
         rate = learning_rate(self.step - 1, self.recipe.schedule)
         self.log((self.step, round(loss, 5), f"{rate:.3g}", cores, round(seconds, 1), round(mean_iou, 4)))

@@ -48,15 +48,15 @@ class MaskTruth:
     def path(self) -> str:
         return self.mask.path
 
-    def values(self, box: Box) -> NDArray[np.uint8]:
-        """(H, W) class values of a box of the view."""
+    def values(self, box: Box) -> NDArray[Any]:
+        """(H, W) values of a box of the view."""
         full, grid = self.mask.levels[0].size, self.view.size
         if full == grid:
             return np.ascontiguousarray(self.mask.read(box)[..., 0])
         rows = _nearest(box.y, box.bottom, grid.height, full.height)
         columns = _nearest(box.x, box.right, grid.width, full.width)
         region = Box.between(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-        values: NDArray[np.uint8] = self.mask.read(region)[..., 0][np.ix_(rows - region.y, columns - region.x)]
+        values: NDArray[Any] = self.mask.read(region)[..., 0][np.ix_(rows - region.y, columns - region.x)]
         return values
 
 

@@ -1,8 +1,10 @@
-"""Segments whole labelled scenes through the same path as `segment`, and counts what is right."""
+"""Segments whole labelled scenes through the same path as `segment`, and measures what is right."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import numpy as np
@@ -10,13 +12,54 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines.inference import Predictor, fast_precision
-from pipelines.measure import Confusion
+from pipelines.inference import Prediction, Predictor, fast_precision
+from pipelines.measure import Borders, Calibration, Confusion, Panoptic, interval
 from pipelines.scenes import IGNORE, Scene
-from tiling import Grid
+from tiling import Box, Grid, blocks
 from veca_core import Segmenter
+from veca_core.card import Score
 
 VALIDATION_BLOCK: Final = 2048
+PIECE: Final = 8192
+"""Scenes are measured in pieces of at most this side: borders and objects that one cuts count as two."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """What a network said of some scenes, against what is known of them."""
+
+    classes: int
+    scenes: list[Confusion] = field(default_factory=list)
+    borders: Borders = field(init=False)
+    calibration: Calibration = field(default_factory=Calibration)
+    objects: dict[int, Panoptic] = field(default_factory=dict)
+    """Of each class that has objects, by its index."""
+
+    def __post_init__(self) -> None:
+        self.borders = Borders(self.classes)
+
+    @property
+    def confusion(self) -> Confusion:
+        """Over all scenes together."""
+        total = Confusion(self.classes)
+        for scene in self.scenes:
+            total.counts += scene.counts
+        return total
+
+    def score(self, cores: int, names: Sequence[str]) -> Score:
+        """What a model's card records, rounded to four digits; what was not measured is None."""
+        total = self.confusion
+        bounds = interval(np.stack([s.counts for s in self.scenes])) if len(self.scenes) > 1 else None
+        return Score(
+            cores=cores,
+            mean_iou=round(total.mean_iou, 4),
+            mean_dice=_mean(total.dice) or 0.0,
+            iou=_named(names, total.iou),
+            interval=(round(bounds[0], 4), round(bounds[1], 4)) if bounds else None,
+            boundary_f1=_mean(self.borders.f1),
+            ece=_number(self.calibration.error),
+            pq=_mean(np.array([one.quality for one in self.objects.values()])),
+        )
 
 
 def validate(
@@ -28,22 +71,71 @@ def validate(
     cores: int,
     window: int,
     multiple: int,
+    thorough: bool = False,
     tick: Callable[[], None] = lambda: None,
-) -> Confusion:
-    """The confusion over all scenes at native resolution.
+) -> Measured:
+    """Overlap on all scenes, at the pixels of their views; `thorough`: borders, calibration and objects too.
 
     `network` is a Segmenter, or what takes and gives the same; its windows have sides that are multiples of `multiple`.
     """
     segmenter = cast(Segmenter, network.eval())
     predictor = Predictor(segmenter, cores, 1, device, fast_precision(device))
-    confusion = Confusion(segmenter.classes)
-    indices = np.arange(segmenter.classes, dtype=np.uint8)
+    measured = Measured(segmenter.classes)
     for scene in scenes:
+        measured.scenes.append(Confusion(segmenter.classes))
         grid = Grid.over(scene.view.size, window, window // 8, multiple)
-        called = predictor.predict_blocks(
-            scene.view, grid, scene.boxes(VALIDATION_BLOCK), lambda block, done: (block, done.labels(indices, IGNORE))
-        )
-        for block, labels in called:
-            confusion.add(scene.targets(block, lookup), labels)
+        for piece in scene.boxes(PIECE):
+            truth = scene.targets(piece, lookup)
+            called, confidence = _called(predictor, scene, grid, piece)
+            measured.scenes[-1].add(truth, called)
+            if thorough:
+                measured.borders.add(truth, called)
+                measured.calibration.add(truth, called, confidence)
+                _add_objects(measured, scene, piece, truth, called)
         tick()
-    return confusion
+    return measured
+
+
+def _called(
+    predictor: Predictor, scene: Scene, grid: Grid, piece: Box
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Class indices (H, W) and the probability of each, IGNORE and 0 where nothing was seen."""
+    indices = np.arange(predictor.network.classes, dtype=np.uint8)
+    called = np.empty((piece.height, piece.width), dtype=np.uint8)
+    confidence = np.empty((piece.height, piece.width), dtype=np.float32)
+
+    def note(block: Box, prediction: Prediction) -> None:
+        part = block.relative_to(piece).slices
+        called[part] = prediction.labels(indices, IGNORE)
+        confidence[part] = prediction.probabilities.max(axis=0)
+
+    parts = blocks(piece.size, VALIDATION_BLOCK)
+    inside = (Box(part.y + piece.y, part.x + piece.x, part.height, part.width) for part in parts)
+    for _ in predictor.predict_blocks(scene.view, grid, inside, note):
+        pass
+    return called, confidence
+
+
+def _add_objects(
+    measured: Measured, scene: Scene, piece: Box, truth: NDArray[np.uint8], called: NDArray[np.uint8]
+) -> None:
+    """Each true object belongs to the class of its pixels."""
+    if scene.objects is None:
+        return
+    objects = scene.objects.values(piece)
+    known = truth != IGNORE
+    for cls in np.unique(truth[known & (objects > 0)]).tolist():
+        counted = measured.objects.setdefault(cls, Panoptic())
+        counted.add(np.where(truth == cls, objects, 0), called == cls, known)
+
+
+def _named(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: round(float(v), 4) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return None if np.isnan(values).all() else round(float(np.nanmean(values)), 4)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)

@@ -96,6 +96,14 @@ class Score(_Part):
     mean_dice: float
     iou: dict[str, float]
     """Per class."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the mean IoU, by bootstrap over images."""
+    boundary_f1: float | None = None
+    """Mean over the classes."""
+    ece: float | None = None
+    """Expected calibration error: how far confidence and accuracy are apart."""
+    pq: float | None = None
+    """Panoptic quality, where the validation images tell objects apart."""
 
 
 class Card(_Part):

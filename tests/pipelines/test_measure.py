@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipelines.losses import DiceAndCrossEntropy
-from pipelines.measure import Confusion
+from pipelines.measure import REACH, Borders, Calibration, Confusion, Panoptic, interval, iou_of, mean_of
 from pipelines.scenes import IGNORE
+from pipelines.validation import Measured
 
 
 def sets(truth: np.ndarray, called: np.ndarray, cls: int) -> tuple[set[int], set[int]]:
@@ -49,14 +50,108 @@ def test_a_pixel_that_was_left_without_a_call_is_a_miss() -> None:
 
 
 def test_a_score_names_its_classes_and_leaves_out_those_that_are_nowhere() -> None:
-    confusion = Confusion(3)
-    confusion.add(np.array([0, 0, 1], np.uint8), np.array([0, 1, 1], np.uint8))
-    score = confusion.score(16, ["a", "b", "c"])
+    measured = Measured(3, [Confusion(3)])
+    measured.scenes[0].add(np.array([0, 0, 1], np.uint8), np.array([0, 1, 1], np.uint8))
+    score = measured.score(16, ["a", "b", "c"])
     assert score.cores == 16
     assert score.iou == {"a": 0.5, "b": 0.5}
     assert (score.mean_iou, score.mean_dice) == (0.5, 0.6667)
-    empty = Confusion(2).score(8, ["a", "b"])
+    assert (score.interval, score.boundary_f1, score.ece, score.pq) == (None, None, None, None)
+    empty = Measured(2, [Confusion(2)]).score(8, ["a", "b"])
     assert (empty.mean_iou, empty.mean_dice, empty.iou) == (0.0, 0.0, {})
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_borders_equal_what_distances_say(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(2, 12)), data.draw(st.integers(2, 12)))
+    truth = data.draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, IGNORE])))
+    called = data.draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1])))
+    borders = Borders(2)
+    borders.add(truth, called)
+    known = truth != IGNORE
+    for cls in (0, 1):
+        edges = []
+        for labels in (truth, called):
+            inside = [tuple(p) for p in np.argwhere((labels == cls) & known)]
+            outside = {tuple(p) for p in np.argwhere((labels != cls) & known)}
+            around = ((1, 0), (-1, 0), (0, 1), (0, -1))
+            edges.append([p for p in inside if any((p[0] + dy, p[1] + dx) in outside for dy, dx in around)])
+        there, said = edges
+        met = [
+            sum(any(np.hypot(*np.subtract(p, q)) <= REACH for q in b) for p in a)
+            for a, b in ((there, said), (said, there))
+        ]
+        assert borders.total[cls].tolist() == [len(there), len(said)]
+        assert borders.found[cls].tolist() == met
+
+
+def test_a_border_that_is_off_by_more_than_its_reach_is_not_found() -> None:
+    truth = np.zeros((30, 40), np.uint8)
+    truth[:, 20:] = 1
+    for shift, f1 in ((0, 1.0), (REACH - 1, 1.0), (REACH + 2, 0.0)):
+        borders = Borders(2)
+        borders.add(truth, np.roll(truth, shift, axis=1) if shift else truth)
+        called = np.zeros_like(truth)
+        called[:, 20 + shift :] = 1
+        borders = Borders(2)
+        borders.add(truth, called)
+        assert borders.f1.tolist() == [f1, f1]
+
+
+def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 200_000).astype(np.float32)
+    right = rng.random(confidence.size) < confidence
+    truth = np.zeros(confidence.size, np.uint8)
+    honest, boastful = Calibration(), Calibration()
+    honest.add(truth, (~right).astype(np.uint8), confidence)
+    boastful.add(truth, (~right).astype(np.uint8), np.ones_like(confidence))
+    assert honest.error < 0.01
+    assert boastful.error == pytest.approx(1 - right.mean())
+    unknown = Calibration()
+    unknown.add(np.full(3, IGNORE, np.uint8), np.zeros(3, np.uint8), np.ones(3, np.float32))
+    assert np.isnan(unknown.error)
+
+
+def test_panoptic_quality_counts_matched_missed_and_invented_objects() -> None:
+    objects = np.zeros((20, 30), np.uint16)
+    objects[2:8, 2:8] = 700  # found, a row short: 30 of 36 pixels
+    objects[10:16, 2:8] = 3  # missed
+    objects[2:8, 20:26] = 9  # called with half of it outside: IoU 1/3
+    called = np.zeros(objects.shape, bool)
+    called[3:8, 2:8] = called[2:8, 23:29] = called[18:20, 28:30] = True
+    known = np.ones(objects.shape, bool)
+    one = Panoptic()
+    one.add(objects, called, known)
+    assert (one.matched, one.missed, one.invented) == (1, 2, 2)
+    assert one.quality == pytest.approx(30 / 36 / (1 + (2 + 2) / 2))
+    known[:, 15:] = False
+    two = Panoptic()
+    two.add(objects, called, known)
+    assert (two.matched, two.missed, two.invented) == (1, 1, 0)
+    assert np.isnan(Panoptic().quality)
+    full = Panoptic()
+    full.add(np.ones((4, 4), np.uint16), np.ones((4, 4), bool), np.ones((4, 4), bool))
+    assert full.quality == 1.0
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_images() -> None:
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> np.ndarray:
+        hits = rng.integers(40, 100, (count, 2))
+        counts = np.zeros((count, 2, 3), np.int64)
+        counts[:, [0, 1], [0, 1]] = hits
+        counts[:, [0, 1], [1, 0]] = 100 - hits
+        return counts
+
+    few, many = some(5), some(200)
+    for counts in (few, many):
+        low, high = interval(counts)
+        assert low <= mean_of(iou_of(counts.sum(axis=0))) <= high
+    assert np.ptp(interval(many)) < np.ptp(interval(few)) / 3
+    assert interval(many) == interval(many)
 
 
 @pytest.fixture

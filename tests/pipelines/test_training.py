@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 from labelled import content, recipe, write_data
 from PIL import Image
+from scipy import ndimage
 
 from pipelines import evaluate, segment, train
 from pipelines.candidate import network_config, new_card
@@ -283,9 +285,13 @@ def test_there_is_one_score_for_each_budget(model: Model, data: Path, tmp_path: 
     assert [score.cores for score in result.scores] == [8, 16]
     assert result.scenes == ("case2_0", "case2_1")
     # What training recorded for the full budget was measured by the same path.
-    assert result.scores[1] == model.card.scores[0]
+    extra = {"boundary_f1", "ece"}
+    assert result.scores[1].model_dump(exclude=extra) == model.card.scores[0].model_dump(exclude=extra)
+    assert all(0 <= getattr(result.scores[1], name) <= 1 for name in extra)
+    assert result.held == model.card.validation == "held back: case2"
     table = result.table().splitlines()
-    assert table[0].split() == ["cores", "mean", "IoU", "mean", "Dice", *result.scores[0].iou]
+    columns = ["cores", "mean", "IoU", "95", "%", "mean", "Dice", "border", "F1", "ECE"]
+    assert table[0].split() == [*columns, *result.scores[0].iou]
     assert [line.split()[0] for line in table[1:]] == ["8", "16"]
     written = write_evaluation(result, tmp_path / "scores")
     assert [p.name for p in written] == ["evaluation.json", "evaluation.png"]
@@ -315,6 +321,17 @@ def test_recorded_scores_are_in_the_card(trained: Path, model: Model, data: Path
     result = evaluate(load_model(copy), recipe(data).data, device="cpu")
     record_scores(load_model(copy), result)
     assert load_card(copy).scores == result.scores
+    # Some budgets take the place of theirs alone; other scenes take the place of all; scenes that may have been learned
+    # from are not recorded.
+    some = evaluate(load_model(copy), recipe(data).data, cores=[8], device="cpu")
+    worse = some.scores[0].model_copy(update={"mean_iou": 0.1})
+    record_scores(load_model(copy), dataclasses.replace(some, scores=(worse,)))
+    assert load_card(copy).scores == (worse, result.scores[1])
+    record_scores(load_model(copy), dataclasses.replace(some, held="held back: other"))
+    assert (load_card(copy).scores, load_card(copy).validation) == (some.scores, "held back: other")
+    with pytest.raises(RequestError, match="a card records what held-back scenes gave; leave out --everything"):
+        record_scores(load_model(copy), dataclasses.replace(some, held=""))
+    record_scores(load_model(copy), result)
     assert load_card(copy).score(8) == result.scores[0]
     assert load_model(copy).digest != model.digest
 
@@ -349,8 +366,44 @@ def test_validation_is_the_same_in_blocks(model: Model, data: Path, monkeypatch:
     lookup = class_lookup([0, 4, 9], ())
 
     def counts() -> Any:
-        return validate(model.network, scenes, lookup, CPU, cores=16, window=64, multiple=16).counts
+        return validate(model.network, scenes, lookup, CPU, cores=16, window=64, multiple=16).confusion.counts
 
     whole = counts()
     monkeypatch.setattr("pipelines.validation.VALIDATION_BLOCK", 32)
     assert np.array_equal(counts(), whole)
+
+
+def test_windows_of_another_size_give_other_scores(model: Model, data: Path) -> None:
+    whole = evaluate(model, recipe(data).data, cores=[16], window=96, device="cpu").scores[0]
+    assert whole.mean_iou != model.card.scores[0].mean_iou
+
+
+def test_a_rival_is_trained_once_and_stands_beside_the_model(
+    trained: Path, data: Path, tmp_path: Path, veca: Any
+) -> None:
+    command = ["evaluate", trained / "best", data / "recipe.yaml", "--cores", 16, "--out", tmp_path, "--device", "cpu"]
+    recipe(data)
+    said = veca(*command, "--against", "smp:Unet:resnet18")
+    assert said.status == 0, said.err
+    rows = said.out.strip().splitlines()
+    assert [row.split()[0] for row in rows] == ["cores", "16", "smp:Unet:resnet18"]
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    kept = tmp_path / "rivals" / "smp-Unet-resnet18" / "best" / "rival.safetensors"
+    before = kept.stat().st_mtime_ns
+    assert veca(*command, "--against", "smp:Unet:resnet18").out == said.out
+    assert kept.stat().st_mtime_ns == before
+    assert 0 <= written["rivals"]["smp:Unet:resnet18"]["ece"] <= 1
+    assert "needs a folder" in veca(*command[:3], "--against", "smp:Unet:resnet18").line
+    assert "leave out --everything" in veca(*command[:3], "--everything", "--record").line
+
+
+def test_objects_are_scored_where_they_are_told_apart(model: Model, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    (data / "instances").mkdir()
+    for path in (data / "masks").iterdir():
+        ids = ndimage.label(np.array(Image.open(path)) == 4)[0]
+        Image.fromarray(ids.astype(np.uint16)).save(data / "instances" / path.name)
+    described = {**content()["data"], "instances": "instances"}
+    score = evaluate(model, recipe(data, data=described).data, cores=[8], device="cpu").scores[0]
+    assert score.pq is not None
+    assert 0 <= score.pq <= 1
