@@ -241,8 +241,9 @@ def test_train_and_evaluate_run_from_the_command_line(veca: Veca, tmp_path: Path
     said = veca("train", recipe, "--out", tmp_path / "run", "--json")
     assert said.status == 0, said.err
     model = Path(json.loads(said.out)["model"])
-    said = veca("evaluate", model, tmp_path / "data", "--everything", "--record", "--out", tmp_path / "scores")
+    said = veca("evaluate", model, tmp_path / "data", "--everything", "--out", tmp_path / "scores")
     assert said.status == 0, said.err
+    assert veca("evaluate", model, recipe, "--record").status == 0
     assert [line.split()[0] for line in said.out.splitlines()] == ["cores", "8", "16"]
     assert json.loads((model / "model.json").read_text(encoding="utf-8"))["scores"][1]["cores"] == 16
     assert (tmp_path / "scores" / "evaluation.png").is_file()
