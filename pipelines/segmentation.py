@@ -296,5 +296,6 @@ def open_canvas(job: Job, path: Path) -> Canvas:
         kind=job.source.kind,
         name=job.folder.name,
         fingerprint=job.fingerprint,
+        scale=job.view.scale,
         anew=job.options.overwrite,
     )

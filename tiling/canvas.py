@@ -78,6 +78,7 @@ class Canvas:
         kind: Kind,
         name: str,
         fingerprint: str,
+        scale: tuple[float, float] = (1.0, 1.0),
         anew: bool = False,
     ) -> Self:
         """Takes up the canvas at `path` where it is the same (fingerprint and all else); otherwise starts anew there.
@@ -93,7 +94,7 @@ class Canvas:
             )
         sizes = pyramid.level_sizes(size)
         description = describe(
-            sizes=sizes, classes=classes, georef=georef, kind=kind, name=name, fingerprint=fingerprint
+            sizes=sizes, classes=classes, georef=georef, kind=kind, name=name, fingerprint=fingerprint, scale=scale
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)

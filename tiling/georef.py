@@ -146,6 +146,35 @@ class Georef:
             return None
         return np.interp(np.arange(size.height), known, np.array(areas, dtype=np.float64))
 
+    def metric(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """(3, n): squared length of a pixel's step along x, the product of that step and the one along y, and the
+        squared length of the latter, at rows y and columns x (n,), in um2 or, on the ellipsoid, m2.
+
+        So a small step (dx, dy) has the length sqrt(E dx2 + 2 F dx dy + G dy2), and a pixel the area sqrt(E G - F2).
+        NaN beyond what the CRS covers; None where the georeference says nothing about sizes.
+        """
+        t = self.transform
+        flat = np.array([t.a * t.a + t.d * t.d, t.a * t.b + t.d * t.e, t.b * t.b + t.e * t.e])[:, None]
+        if self.unit is None:
+            return None
+        if self.unit == "um":
+            return flat.repeat(len(x), 1)
+        tools = self._to_lonlat
+        if tools is None:
+            factor: float = pyproj.CRS.from_user_input(self.crs).axis_info[0].unit_conversion_factor
+            return flat.repeat(len(x), 1) * factor**2 if factor > 0 else None
+        # Steps of 100 m and more keep the geodesics well above rounding error for very small pixels.
+        middle = self._ground_spacing(float(np.median(y)), float(np.median(x)))
+        n = 1.0 if middle is None else max(1.0, 100 / min(middle.y, middle.x))
+        half = np.array([[n, 0.0], [-n, 0.0], [0.0, n], [0.0, -n], [n, n], [-n, -n]]) / 2
+        column, row = x + half[:, :1], y + half[:, 1:]
+        lon, lat = tools[0].transform(t.a * column + t.b * row + t.c, t.d * column + t.e * row + t.f)
+        lost = ~np.isfinite([lon, lat]).all(axis=(0, 1)) | (np.abs(lat) > 90).any(axis=0)
+        lon[:, lost], lat[:, lost] = 0, 0
+        _, _, length = tools[1].inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])
+        e, g, both = (np.asarray(length) / n) ** 2
+        return np.where(lost, np.nan, np.stack([e, (both - e - g) / 2, g]))
+
     @cached_property
     def _to_lonlat(self) -> tuple[pyproj.Transformer, pyproj.Geod] | None:
         crs = pyproj.CRS.from_user_input(self.crs)

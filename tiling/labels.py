@@ -60,6 +60,8 @@ class Labels:
     classes: tuple[LabelClass, ...]
     fingerprint: str
     """Names the run that made it: input, model, plan and options."""
+    scale: tuple[float, float]
+    """(y, x): how many pixels of the image one pixel of level 0 covers; (1, 1) where it was read as it is."""
     levels: tuple[zarr.Array[Any], ...]
     """(H, W) uint8, finest first; a pixel of level k covers 2**k x 2**k pixels of level 0."""
 
@@ -87,9 +89,27 @@ class Labels:
             raise ImageError(f"{self.path}: {box} leaves level {level}, which is {height} x {width} px")
         return cast("NDArray[np.uint8]", self.levels[level][box.slices])
 
+    def to_image(self, *, from_bounds: bool = False) -> Affine:
+        """From corners (x, y) of these pixels to those of the image at its own resolution.
+
+        They are counted from the slide's own corner, as programs that show slides do; or, `from_bounds`, from the
+        corner of what was read of it, where the slide declares bounds.
+        """
+        y, x = self.scale
+        t = self.georef.transform
+        offset = (t.c * x / t.a, t.f * y / t.e) if self.georef.unit == "um" and not from_bounds else (0.0, 0.0)
+        return Affine(x, 0.0, round(offset[0], 6), 0.0, y, round(offset[1], 6))
+
 
 def describe(
-    *, sizes: Sequence[Size], classes: Sequence[LabelClass], georef: Georef, kind: Kind, name: str, fingerprint: str
+    *,
+    sizes: Sequence[Size],
+    classes: Sequence[LabelClass],
+    georef: Georef,
+    kind: Kind,
+    name: str,
+    fingerprint: str,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Any]:
     """Attributes, as JSON values, of a finished label image with levels of these sizes; `Labels.open` reads them."""
     if len({c.value for c in classes}) != len(classes):
@@ -111,6 +131,7 @@ def describe(
             "transform": [float(number) for number in georef.transform[:6]],
             "unit": georef.unit,
             "crs": georef.crs,
+            "scale": [float(step) for step in scale],
             "nodata": NODATA,
             "fingerprint": fingerprint,
         },
@@ -166,8 +187,14 @@ def _parse(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> Labels:
             LabelClass(v, n, cast("tuple[int, int, int]", colors[v])) for v, n in names.items() if v != NODATA
         ),
         fingerprint=ours["fingerprint"],
+        scale=_scale(ours.get("scale", (1.0, 1.0))),
         levels=levels,
     )
+
+
+def _scale(steps: Sequence[float]) -> tuple[float, float]:
+    y, x = (float(step) for step in steps)
+    return y, x
 
 
 def _level(group: zarr.Group, path: str) -> zarr.Array[Any]:

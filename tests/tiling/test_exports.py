@@ -28,7 +28,7 @@ from tiling.geometry import Box
 from tiling.georef import Georef, Spacing
 from tiling.labels import NODATA, Labels
 
-VALUES = random_labels(1301, 1103, smooth=5)
+VALUES = random_labels(1301, 1103, smooth=23)
 TAGS = {"model": "nuclei v1 – é", "veca": "0.1.0"}
 UTM = Georef(Affine(0.5, 0, 400000.25, 0, -0.5, 5000000.75), "crs", pyproj.CRS.from_epsg(32633).to_wkt())
 PLACES = {
@@ -151,10 +151,10 @@ def test_an_export_made_twice_has_the_same_bytes(
         EXPORTS[name](labels, tmp_path / folder, None, TAGS)
     EXPORTS[name](labels, tmp_path / "two", None, TAGS)  # over the first
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert len(content(tmp_path / "one")) == 1
+    assert len(content(tmp_path / "one")) == (2 if name == "regions" else 1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 70000), (9001, 1), (600, 513)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9001), (9001, 1), (600, 513)])
 @pytest.mark.parametrize("kind", ["slide", "raster"])
 def test_labels_of_any_shape_are_exported(tmp_path: Path, size: tuple[int, int], kind: str) -> None:
     """The last size holds no data at all."""
@@ -162,7 +162,7 @@ def test_labels_of_any_shape_are_exported(tmp_path: Path, size: tuple[int, int],
     place = {} if kind == "slide" else {"kind": kind, "georef": UTM}
     labels = publish(tmp_path, values, block=8192, chunk=512, **place)
     for name, export in EXPORTS.items():
-        assert [path.is_file() for path in export(labels, tmp_path, None, TAGS)] == [True], name
+        assert all(path.is_file() for path in export(labels, tmp_path, None, TAGS)), name
     path = tmp_path / "mask.tif"
     with rasterio.open(path) if kind == "raster" else tifffile.TiffFile(path) as file:
         np.testing.assert_array_equal(file.read(1) if kind == "raster" else file.asarray(), values)

@@ -9,6 +9,8 @@ from typing import Final
 from tiling.exports.areas import ClassArea, areas, write_areas
 from tiling.exports.mask import write_mask
 from tiling.exports.preview import write_preview
+from tiling.exports.region_files import REGION_EXPORTS, REGION_FILES
+from tiling.exports.regions import MeasuredRegion, RegionWishes, find_regions
 from tiling.labels import Labels
 from tiling.view import View
 
@@ -22,9 +24,10 @@ EXPORTS: Final[dict[str, Export]] = {
     "mask": write_mask,
     "areas": write_areas,
     "preview": write_preview,
+    **REGION_EXPORTS,
 }
 
-FILES: Final = ("mask.tif", "areas.csv", "preview.png")
+FILES: Final = ("mask.tif", "areas.csv", "preview.png", *REGION_FILES)
 """Every file that an export may leave: what must go when the labels behind it do."""
 
-__all__ = ["EXPORTS", "FILES", "ClassArea", "Export", "areas"]
+__all__ = ["EXPORTS", "FILES", "ClassArea", "Export", "MeasuredRegion", "RegionWishes", "areas", "find_regions"]

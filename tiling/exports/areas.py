@@ -6,18 +6,18 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.exports.files import replacing
+from tiling.exports.ruler import AreaUnit, Ruler
 from tiling.grid import blocks
 from tiling.labels import NODATA, Labels
 from tiling.view import View
 
-AreaUnit = Literal["um2", "m2"]
 _LARGER: Final[Mapping[AreaUnit, tuple[str, float]]] = {"um2": ("mm2", 1e-6), "m2": ("ha", 1e-4)}
 """The larger unit that people read, and its factor."""
 _PIECE: Final = 2048
@@ -42,11 +42,10 @@ class ClassArea:
 def areas(labels: Labels) -> list[ClassArea]:
     """One entry a class, in the classes' order, absent ones too. Reads level 0 once, piece by piece.
 
-    Where rows differ in area (degrees, Mercator), each is weighed with its own.
+    Where pixels differ in area (degrees, Mercator, large scenes), each is weighed with its own.
     """
-    row_areas = labels.georef.row_areas(labels.size)
-    unit: AreaUnit | None = None if row_areas is None else "um2" if labels.georef.unit == "um" else "m2"
-    pixels, weighed = _count(labels, np.ones(labels.size.height) if row_areas is None else row_areas)
+    ruler = Ruler.of(labels.georef, labels.size)
+    pixels, weighed = _count(labels, ruler)
     values = [c.value for c in labels.classes]
     total = float(weighed[values].sum())
     return [
@@ -54,8 +53,8 @@ def areas(labels: Labels) -> list[ClassArea]:
             name=c.name,
             value=c.value,
             pixels=int(pixels[c.value]),
-            area=float(weighed[c.value]) if unit else None,
-            unit=unit,
+            area=float(weighed[c.value]) if ruler else None,
+            unit=ruler.unit if ruler else None,
             share=float(weighed[c.value]) / total if total else None,
         )
         for c in labels.classes
@@ -78,18 +77,19 @@ def write_areas(labels: Labels, folder: Path, _image: View | None, _tags: Mappin
     return [folder / "areas.csv"]
 
 
-def _count(labels: Labels, row_areas: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _count(labels: Labels, ruler: Ruler | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(256,) pixels and (256,) area of each value."""
-    pixels, weighed = np.zeros(256, np.int64), np.zeros(256)
-    alike = bool((row_areas == row_areas[0]).all())
+    pixels: NDArray[np.int64] = np.zeros(256, np.int64)
+    weighed: NDArray[np.float64] = np.zeros(256)
+    one = 1.0 if ruler is None else ruler.pixel
     for box in blocks(labels.size, _PIECE):
         values = labels.read(box)
         histogram = np.array(Image.fromarray(values).histogram())
         pixels += histogram
-        for value in [] if alike else np.flatnonzero(histogram):
-            in_rows = np.array([np.count_nonzero(row) for row in values == value])  # an axis argument is much slower
-            weighed[value] += row_areas[box.y : box.bottom] @ in_rows
-    return pixels, pixels * row_areas[0] if alike else weighed
+        for value in np.flatnonzero(histogram) if one is None else []:
+            assert ruler is not None
+            weighed[value] += ruler.area_of_pixels(values == value, box)
+    return pixels, weighed if one is None else np.asarray(pixels * one, np.float64)
 
 
 def _cells(area: float | None, unit: AreaUnit | None) -> list[str]:
