@@ -138,4 +138,5 @@ def test_nothing_in_the_description_tells_the_time(labels: Labels) -> None:
         "crs",
         "nodata",
         "fingerprint",
+        "scale",
     }
