@@ -12,14 +12,15 @@ from pipelines.errors import USER_ERRORS
 
 def main() -> int:
     """Exit status 0 when stopped, 2 when called wrongly."""
-    parser = argparse.ArgumentParser("veca view", description="Look at results in a browser.")
-    parser.add_argument("folder", type=Path, help="a folder of results")
+    parser = argparse.ArgumentParser("veca view", description="Look at images and results in a browser.")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of images and results")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this machine only unless given")
     parser.add_argument("--port", type=int, help="port to listen on; a free one unless given")
+    parser.add_argument("--name", action="append", default=[], help="a further name of this machine, for its network")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser")
     wanted = parser.parse_args()
     try:
-        return serve(wanted.folder, wanted.host, wanted.port, wanted.browser)
+        return serve(wanted.folders, wanted.host, wanted.port, wanted.browser, wanted.name)
     except USER_ERRORS as error:
         sys.stderr.write(f"veca: {error}\n")
         return 2

@@ -6,58 +6,122 @@ import errno
 import os
 import socket
 import sys
+import threading
+import webbrowser
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from streamlit import net_util
-from streamlit.web import cli
+import psutil
+import streamlit as st
+import uvicorn
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from streamlit import config, net_util
 
+from app.desk import Desk, open_desk, the_desk
+from app.guard import Guard
+from app.routes import ROUTES
+from app.sign_in import signs_in
 from pipelines.errors import RequestError
 from pipelines.progress import to_stderr
 
 PAGE: Final = Path(__file__).with_name("main.py")
 PORT: Final = 8501
 """Tried first; any free one serves where it is taken."""
-SETTINGS: Final = {
-    "server.showEmailPrompt": "false",
+SETTINGS: Final[dict[str, Any]] = {
+    "server.showEmailPrompt": False,
     "server.fileWatcherType": "none",
-    "server.enableStaticServing": "false",
-    "browser.gatherUsageStats": "false",
+    "server.enableStaticServing": False,
+    "server.enableAgentApi": False,
+    "server.maxUploadSize": 1,
+    "browser.gatherUsageStats": False,
+    "runner.magicEnabled": False,
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
-    "client.showErrorLinks": "false",
-    "logger.hideWelcomeMessage": "true",
+    "client.showErrorLinks": False,
+    "logger.hideWelcomeMessage": True,
     "theme.primaryColor": "#2a7f9e",
     "theme.baseRadius": "small",
 }
 """Of Streamlit, whatever its user's own configuration says."""
 
 
-def serve(folder: Path, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = True) -> int:
-    """Shows the results in `folder` until Ctrl-C, then returns 0. Raises RequestError for what cannot be served.
+def serve(
+    folders: Sequence[Path],
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = True,
+    names: Sequence[str] = (),
+) -> int:
+    """Shows the images and results in `folders` until Ctrl-C, then returns 0. RequestError for what cannot be served.
 
-    Only this machine reaches the page, unless `host` is its address in a network.
+    Only this machine reaches the page, unless `host` is its address in a network; `names` are further names under
+    which browsers may ask for it there.
     """
-    if not folder.is_dir():
-        raise RequestError(f"there is no folder {folder}; give the --out folder of a segmentation")
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}; give a folder of images or results")
     address = find_address(host)
     chosen = free_port(address, port)
-    # Streamlit would ask a server in the internet for our address when a page of another site tries to reach this one.
-    net_util.get_external_ip = lambda: None
-    to_stderr(f"{folder} is shown at http://{shown_host(address)}:{chosen} until Ctrl-C")
+    url = f"http://{shown_host(address)}:{chosen}"
+    to_stderr(f"{', '.join(map(str, folders))} is shown at {url} until Ctrl-C")
     if not ip_address(address).is_loopback:
         to_stderr("everyone who reaches this machine can look at it; without --host, only this machine can")
-    flags = [
-        *(f"--{name}={value}" for name, value in SETTINGS.items()),
-        f"--server.address={address}",
-        f"--server.port={chosen}",
-        f"--server.headless={'false' if open_browser and has_display() else 'true'}",
-        f"--browser.serverAddress={shown_host(address)}",
-        *(f"--server.allowedHosts={name}" for name in allowed_hosts(address)),
-    ]
-    cli.main(["run", str(PAGE), *flags, "--", str(folder.resolve())], standalone_mode=False)
+    hosts = allowed_hosts(address, names)
+    configure(address, chosen, hosts)
+    desk = Desk(folders)
+    open_desk(desk)
+    greet = url if open_browser and has_display() else None
+    try:
+        # Streamlit's own launcher binds a socket on which small answers wait 40 ms for each other.
+        uvicorn.run(
+            create_app(hosts, greet), host=address, port=chosen, log_level="warning", timeout_graceful_shutdown=1,
+            server_header=False,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        pass
+    finally:
+        open_desk(None)
+        desk.close()
     return 0
+
+
+def configure(address: str, port: int, hosts: Sequence[str]) -> None:
+    """Sets what Streamlit is to do and not to do, whatever its user's own configuration says."""
+    # It would ask a server in the internet for our address when a page of another site tries to reach this one.
+    net_util.get_external_ip = lambda: None
+    for name, value in SETTINGS.items():
+        config.set_option(name, value)
+    config.set_option("server.address", address)
+    config.set_option("server.port", port)
+    config.set_option("browser.serverAddress", shown_host(address))
+    config.set_option("browser.serverPort", port)
+    config.set_option("server.allowedHosts", list(hosts))
+
+
+def create_app(hosts: Sequence[str], greet: str | None = None) -> st.App:
+    """The page and the routes beside it, behind the guard; opens a browser at `greet` once it answers."""
+
+    @asynccontextmanager
+    async def lifespan(_: st.App) -> AsyncIterator[dict[str, Any]]:
+        if greet is not None:
+            threading.Timer(0.5, webbrowser.open, (greet,)).start()
+        yield {}
+
+    signed_in = the_desk().signer.accepts if signs_in() else None
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=_host_patterns(hosts), www_redirect=False),
+        Middleware(Guard, signed_in=signed_in),
+    ]
+    return st.App(PAGE, routes=ROUTES, middleware=middleware, lifespan=lifespan)
+
+
+def _host_patterns(hosts: Sequence[str]) -> list[str]:
+    """As Starlette compares them, some versions with the brackets of an IPv6 address and some without."""
+    return [*hosts, *(f"[{host}]" for host in hosts if ":" in host)]
 
 
 def find_address(host: str) -> str:
@@ -85,12 +149,26 @@ def free_port(address: str, port: int | None = None) -> int:
         raise _no_address(address) from error
 
 
-def allowed_hosts(address: str) -> tuple[str, ...]:
-    """Names under which a browser may ask for the page; empty: any.
+def allowed_hosts(address: str, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names under which a browser may ask for the page: this machine's own, and those that were given.
 
-    On a loopback address only its own: a page of another site cannot let its own name point here to read along.
+    A page of another site cannot let its own name point here to read along.
     """
-    return ("localhost", "127.0.0.1", "::1", address) if ip_address(address).is_loopback else ()
+    local = ("localhost", "127.0.0.1", "::1", address)
+    if ip_address(address).is_loopback:
+        return tuple(dict.fromkeys((*local, *names)))
+    own = [socket.gethostname(), socket.getfqdn()]
+    if ip_address(address).is_unspecified:
+        own += [a.address.partition("%")[0] for cards in psutil.net_if_addrs().values() for a in cards]
+    known = [name for name in (*local, *own, *names) if name and not _is_unspecified(name)]
+    return tuple(dict.fromkeys(name.lower() for name in known))
+
+
+def _is_unspecified(name: str) -> bool:
+    try:
+        return ip_address(name).is_unspecified
+    except ValueError:
+        return False
 
 
 def shown_host(address: str) -> str:

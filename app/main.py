@@ -1,51 +1,61 @@
-"""The page: choose a result, see image and mask, read areas, learn how it was made, take the files."""
+"""The page: choose an image, look at it and its masks, segment what is drawn, compare, take the files."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from typing import Final
 
 import streamlit as st
 
-from app import panels, render
-from pipelines.view import list_results
+from app import choose, panels
+from app.batch import batch_panel
+from app.compute import attention_panel, segment_panel
+from app.desk import the_desk
+from app.icon import icon
+from app.sign_in import is_welcome
+from app.viewer import show
+from pipelines.errors import USER_ERRORS
+
+# The image gets the room: Streamlit's own margins are those of a text.
+PAGE_STYLE: Final = """<style>
+[data-testid="stMainBlockContainer"] { padding: 0.6rem 1rem 2rem; max-width: none; }
+[data-testid="stHeader"] { background: none; height: 0; min-height: 0; }
+[data-testid="stSidebarHeader"] { height: 1.6rem; min-height: 0; padding-top: 0.4rem; }
+[data-testid="stSidebarContent"] [data-testid="stVerticalBlock"] { gap: 0.55rem; }
+[data-testid="stMain"] .stHtml, [data-testid="stMain"] .stElementContainer:has(> .stHtml) { display: none; }
+</style>"""
 
 
-def main(folder: Path) -> None:
-    """Draws the page for a folder of results."""
-    st.set_page_config(page_title="VECA", page_icon=render.icon(), layout="wide")
-    results = list_results(folder)
-    if not results:
-        panels.empty(folder)
+def main() -> None:
+    """Draws the page for the folders that the server was started with."""
+    st.set_page_config(page_title="VECA", page_icon=icon(), layout="wide")
+    if not is_welcome():
+        panels.welcome()
         return
-
+    st.html(PAGE_STYLE)
+    desk = the_desk()
+    contents = desk.catalog.look()
     with st.sidebar:
-        chosen = panels.choose(results)
-    if chosen.bundle is None:
-        panels.damaged(chosen)
+        image = choose.image(contents)
+    if image is None:
+        panels.empty(desk, contents)
         return
-
-    bundle = chosen.bundle
-    panels.heading(chosen, bundle.run)
-    areas = panels.areas(bundle)
-    scene = panels.load(bundle)
-    if scene is not None:
-        with st.sidebar:
-            look = panels.look(scene)
-        wide, narrow = st.columns([3, 1], gap="medium")
-        with wide:
-            panels.picture(scene, look, bundle.run)
-        with narrow:
-            panels.legend(scene.legend, areas)
-
-    wide, narrow = st.columns([3, 1], gap="medium")
-    if areas:
-        with wide:
-            panels.area_table(areas)
-    with narrow:
-        panels.downloads(bundle)
-    panels.story(bundle.run)
+    try:
+        tiles = desk.image(image.id)
+    except USER_ERRORS as error:
+        panels.unreadable(image, str(error))
+        return
+    if tiles is None:
+        panels.unreadable(image, "it is gone")
+        return
+    with st.sidebar:
+        shown = choose.masks(contents, image)
+        segmenting = segment_panel(desk, image, tiles)
+        heat = attention_panel(desk, image, segmenting)
+        batch_panel(desk, contents)
+        panels.damaged(contents)
+    show(desk, contents, image, tiles, shown, segmenting.task, heat)
+    segmenting.show_plan(desk)
+    panels.below(image, shown)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+main()

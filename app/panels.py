@@ -1,179 +1,159 @@
-"""The parts of the page. A panel draws itself where it is called and returns what the rest of the page needs of it."""
+"""The parts of the page around the viewer. A panel draws itself where it is called."""
 
 from __future__ import annotations
 
-import math
-import re
-import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import streamlit as st
 
-from app import render
+from app.choose import Shown
+from app.desk import Desk
+from app.scene import layer_areas
+from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
 from pipelines.bundle import Bundle, RunRecord
+from pipelines.describe import info
+from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
 from pipelines.errors import USER_ERRORS
-from pipelines.view import FILES, AreaRow, LegendEntry, Result, Scene, list_files, read_areas, scene, stamp
+from pipelines.live.record import LiveRecord
+from pipelines.view import FILES, AreaRow, list_files
 
-FRAME: Final = (1100, 1440)
-"""(height, width) in pixels that a picture fits; Streamlit would blur a picture wider than 1460."""
-MANY: Final = 12
-"""More results than this get a filter."""
 DOWNLOAD: Final = 50 * 10**6
 """A download passes through memory, so the page offers files up to this many bytes and the path of larger ones."""
-_AREA_UNITS: Final = {
-    "um2": (("mm²", 1e-6, 1e5), ("µm²", 1.0, 0.0)),
-    "m2": (("km²", 1e-6, 1e6), ("ha", 1e-4, 1e3), ("m²", 1.0, 0.0)),
-}
-"""For a unit of areas.csv: the units that people read, largest first, their factors, and from what area they serve."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a user wants to see the mask."""
-
-    opacity: float
-    """0..1; 0 where the mask is hidden."""
-    colors: dict[int, render.Color]
-    """Of the class values that are to be seen."""
+def welcome() -> None:
+    """What somebody sees who has not signed in: a way to do so, and nothing else."""
+    st.header("VECA")
+    st.write("Sign in to look at images.")
+    st.button("Sign in", on_click=st.login, type="primary")
 
 
-def empty(folder: Path) -> None:
-    """What a folder without results says."""
-    st.header("No results yet")
-    st.markdown(f"There are no results in **{plain(str(folder))}**. This command makes some:")
-    st.code(f"veca segment IMAGE --model aerial-landcover --out {shell_word(str(folder))}", language=None)
-    st.markdown("Reload this page when it has finished.")
+def empty(desk: Desk, contents: Contents) -> None:
+    """What folders without images say."""
+    st.header("No images here")
+    places = ", ".join(str(root) for root in desk.catalog.roots)
+    st.markdown(f"There is no slide, GeoTIFF or other image in **{plain(places)}**.")
+    if contents.orphans:
+        images = sorted({str(Path(layer.image_path).parent) for layer in contents.orphans})
+        st.markdown(f"{len(contents.orphans)} results are here, without their images. This shows them together:")
+        folders = " ".join(shell_word(place) for place in [*map(str, desk.catalog.roots), *images])
+        st.code(f"veca view {folders}", language=None)
+    else:
+        st.code("veca view FOLDER", language=None)
 
 
-def choose(results: Sequence[Result]) -> Result:
-    """A box with all results; damaged ones say so."""
-    problems = {result.name: result.problem for result in results}
-    names = list(problems)
-    if len(names) > MANY:
-        wanted = st.text_input("Filter", placeholder="part of a name", key="filter").strip().lower()
-        found = [name for name in names if wanted in name.lower()]
-        st.caption(f"{len(found)} of {len(names)} results" if found else "No name has this part: here are all results.")
-        names = found or names
-    first = next((i for i, name in enumerate(names) if not problems[name]), 0)
-    name = st.selectbox(
-        "Result",
-        names,
-        index=first,
-        format_func=lambda name: f"{name} (damaged)" if problems.get(name) else name,
-        key="result",
-    )
-    return next(result for result in results if result.name == name)
+def unreadable(image: ImageEntry, reason: str) -> None:
+    """What an image that cannot be opened says."""
+    st.header(plain(image.name))
+    st.error(f"This image cannot be shown. {plain(reason)}")
 
 
-def damaged(result: Result) -> None:
-    """What a damaged result says."""
-    st.header(plain(result.name))
-    st.error(f"This result is damaged and cannot be shown. {plain(result.problem)}")
+def damaged(contents: Contents) -> None:
+    """Results that cannot be shown, and those whose image is elsewhere."""
+    if contents.damaged:
+        with st.expander(f"{len(contents.damaged)} damaged results"):
+            for result in contents.damaged:
+                st.markdown(f"**{plain(result.name)}**: {plain(result.problem)}")
+    if contents.orphans:
+        with st.expander(f"{len(contents.orphans)} results without their image"):
+            st.caption("Their image is not in the folders that are shown, or has changed since.")
+            for layer in contents.orphans:
+                st.markdown(f"**{plain(layer.name)}** of {plain(layer.image_path)}")
 
 
-def heading(result: Result, run: RunRecord) -> None:
-    """Name, size, spacing and model; then what the user should know about this result."""
-    st.header(plain(result.name))
-    height, width = run.grid.size
-    facts = [f"{width:,} × {height:,} px", micro(run.grid.spacing or "pixel size unknown"), f"model {run.model.name}"]
-    st.caption("  ·  ".join(plain(fact) for fact in facts))
-    for warning in run.warnings:
-        st.warning(plain(warning))
+def below(image: ImageEntry, shown: Shown) -> None:
+    """Tables, files and facts under the viewer."""
+    layers = [layer for layer in (shown.layer, shown.other) if layer is not None]
+    if layers:
+        areas_tab, files_tab, story_tab, image_tab = st.tabs(["Areas", "Files", "How it was made", "Image"])
+        with areas_tab:
+            area_table([(layer, layer_areas(layer)) for layer in layers])
+        with files_tab:
+            for layer in layers:
+                downloads(layer)
+        with story_tab:
+            for layer in layers:
+                story(layer)
+    else:
+        (image_tab,) = st.tabs(["Image"])
+    with image_tab:
+        facts(image)
 
 
-def load(bundle: Bundle) -> Scene | None:
-    """The pixels to show, kept for the next time; None, with the reason on the page, where they cannot be read."""
-    try:
-        return _scene(bundle, stamp(bundle))
-    except (*USER_ERRORS, OSError) as error:
-        st.error(f"The mask cannot be shown. {plain(str(error))}")
-        return None
+def area_table(tables: Sequence[tuple[LayerEntry, list[AreaRow]]]) -> str:
+    """areas.csv of one mask, or of two beside each other, in units that people read; gives the Markdown."""
+    parts = []
+    for layer, rows in tables:
+        if not rows:
+            parts.append(f"**{plain(layer.name)}** has no areas.csv.")
+            continue
+        unit, amounts = area_texts(rows)
+        lines = [
+            f"**{plain(layer.name)}**, {plain(layer.model)}, {layer.cores} cores\n",
+            f"| Class | Share | {f'Area ({unit}) | ' if unit else ''}Pixels |",
+            f"|:--|--:|{'--:|' * bool(unit)}--:|",
+        ]
+        for row, amount in zip(rows, amounts, strict=True):
+            area = f"{amount} | " if unit else ""
+            lines.append(f"| {plain(row.name)} | {percent_text(row.share)} | {area}{row.pixels:,} |")
+        parts.append("\n".join(lines))
+    for column, part in zip(st.columns(max(2, len(parts))), parts, strict=False):
+        column.markdown(part)
+    return "\n\n".join(parts)
 
 
-def look(shown: Scene) -> Look:
-    """Mask on or off, its opacity, and a switch for each class. Without an image the mask is opaque."""
-    visible = st.toggle("Show mask", value=True, key="mask")
-    alone = shown.rgb is None
-    percent = st.slider("Opacity", 0, 100, 45, format="%d %%", key="opacity", disabled=alone or not visible)
-    st.caption("Classes")
-    wanted = [
-        entry
-        for entry in shown.legend
-        if st.checkbox(
-            named(entry), value=not entry.background, key=f"class {entry.value} {entry.name}", disabled=not visible
-        )
-    ]
-    opacity = 1.0 if alone else percent / 100
-    return Look(opacity if visible else 0.0, {entry.value: entry.color for entry in wanted})
-
-
-def picture(shown: Scene, how: Look, run: RunRecord) -> bytes:
-    """The image under its mask, and how much smaller it is than the result; gives the PNG that is on the page."""
-    if shown.note:
-        st.info(plain(shown.note))
-    painted = render.overlay(shown.rgb, shown.values, how.colors, how.opacity)
-    png = render.png(render.enlarge(painted, *FRAME))
-    st.image(png, output_format="PNG", alt="The image with the colours of its classes")
-    reduction = run.grid.size[1] / shown.values.shape[1]
-    if reduction > 1.05:
-        st.caption(f"The whole result, reduced {reduction:.1f} times to fit: smaller things are not seen here.")
-    return png
-
-
-def areas(bundle: Bundle) -> list[AreaRow]:
-    """The rows of areas.csv; none, with the reason on the page, where it is damaged."""
-    try:
-        return read_areas(bundle)
-    except (*USER_ERRORS, OSError) as error:
-        st.error(plain(str(error)))
-        return []
-
-
-def legend(entries: Sequence[LegendEntry], rows: Sequence[AreaRow]) -> str:
-    """Colours, names and shares; gives the Markdown that is on the page."""
-    shares = {row.value: percent_text(row.share) for row in rows}
-    lines = [f"| {named(entry)} | {shares.get(entry.value, '')} |" for entry in entries]
-    text = "\n".join([f"| Class | {'Share' if shares else ''} |", "|:--|--:|", *lines])
-    st.markdown(text)
-    return text
-
-
-def area_table(rows: Sequence[AreaRow]) -> str:
-    """areas.csv in units that people read; gives the Markdown that is on the page."""
-    unit, amounts = area_texts(rows)
-    lines = [f"| Class | Share | {f'Area ({unit}) | ' if unit else ''}Pixels |", f"|:--|--:|{'--:|' * bool(unit)}--:|"]
-    for row, amount in zip(rows, amounts, strict=True):
-        area = f"{amount} | " if unit else ""
-        lines.append(f"| {plain(row.name)} | {percent_text(row.share)} | {area}{row.pixels:,} |")
-    text = "\n".join(lines)
-    st.markdown(text)
-    return text
-
-
-def story(run: RunRecord) -> None:
-    """How the result was made."""
-    with st.expander("How it was made"):
-        columns = st.columns(3)
-        for column, facts in zip(columns, (made_by(run), memory_and_time(run), image_facts(run)), strict=True):
-            column.markdown("\n\n".join(f":gray[{plain(name)}]  \n{plain(value)}" for name, value in facts.items()))
-
-
-def downloads(bundle: Bundle) -> None:
+def downloads(layer: LayerEntry) -> None:
     """A button for each file that is small enough, the path of each that is not."""
-    files = list_files(bundle)
-    for path in files:
+    st.caption(f"{plain(layer.name)}, in")
+    st.code(str(layer.folder), language=None)
+    for path in list_files(layer.folder):
         size = path.stat().st_size
         if size <= DOWNLOAD:
             st.download_button(
                 f"{path.name}, {bytes_text(size)}", path.read_bytes, path.name, FILES[path.name],
-                on_click="ignore", key=f"download {path}", width="stretch",
+                on_click="ignore", key=f"download {path}",
             )  # fmt: skip
         else:
-            st.caption(f"{path.name} is large ({bytes_text(size)}); it lies at")
-            st.code(str(path), language=None)
+            st.caption(f"{path.name} is large ({bytes_text(size)}); it lies in the folder above.")
+
+
+def story(layer: LayerEntry) -> None:
+    """How a mask was made, and what one should know about it."""
+    st.markdown(f"**{plain(layer.name)}**")
+    try:
+        if layer.kind == "region":
+            groups = (region_facts(LiveRecord.read(layer.folder)),)
+            warnings: Sequence[str] = ()
+        else:
+            run = Bundle.open(layer.folder).run
+            groups, warnings = (made_by(run), memory_and_time(run), image_facts(run)), run.warnings  # type: ignore[assignment]
+    except USER_ERRORS as error:
+        st.error(plain(str(error)))
+        return
+    for warning in warnings:
+        st.warning(plain(warning))
+    for column, group in zip(st.columns(3), groups, strict=False):
+        column.markdown(_listed(group))
+
+
+def facts(image: ImageEntry) -> None:
+    """What the image's file says of itself."""
+    known = info(image.path)
+    height, width = known["size"]
+    shown = {
+        "File": image.name,
+        "Size": f"{width:,} × {height:,} px",
+        "Bands": f"{', '.join(known['bands'])}; {known['dtype']}",
+        "Pixel size": micro(known["spacing"] or "not stated in the file"),
+        "Levels": ", ".join(f"{w:,} × {h:,}" for h, w in known["levels"]),
+        **({"CRS": known["crs"]} if known["crs"] else {}),
+        **{name.capitalize(): value for name, value in known["details"].items()},
+    }
+    for warning in known["warnings"]:
+        st.warning(plain(warning))
+    st.markdown(_listed(shown))
 
 
 def made_by(run: RunRecord) -> dict[str, str]:
@@ -209,65 +189,17 @@ def image_facts(run: RunRecord) -> dict[str, str]:
     }
 
 
-def area_texts(rows: Sequence[AreaRow]) -> tuple[str, list[str]]:
-    """A unit that people read and each row's area in it, all with as many decimals; ('', empty texts) without areas.
-
-    The largest area chooses the unit; the smallest keeps two digits, as far as six decimals reach.
-    """
-    known = [row.area for row in rows if row.area]
-    units = _AREA_UNITS.get(rows[0].unit or "") if rows else None
-    if not known or units is None:
-        return "", [""] * len(rows)
-    unit, factor = next((name, factor) for name, factor, least in units if max(known) >= least)
-    decimals = min(6, max(0, 1 - math.floor(math.log10(min(known) * factor))))
-    return unit, ["" if row.area is None else f"{row.area * factor:,.{decimals}f}" for row in rows]
+def region_facts(record: LiveRecord) -> dict[str, str]:
+    return {
+        "Model": f"{record.model} ({record.digest[:12]})",
+        "Attention cores": f"{record.cores}",
+        "Window": f"{record.window:,} px, overlapping by {record.overlap:,} px",
+        "Plan": record.plan,
+        "Time": seconds_text(record.seconds),
+        "Peak memory": bytes_text(record.peak_memory),
+        **({} if record.finished else {"Stopped": "what is missing is no data"}),
+    }
 
 
-def percent_text(share: float | None) -> str:
-    if share is None:
-        return ""
-    return "<0.1\u00a0%" if 0 < share < 0.001 else f"{share * 100:.1f}\u00a0%"
-
-
-def bytes_text(size: int) -> str:
-    """Like '1.4 GiB'."""
-    value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.{0 if units[0] == 'bytes' else 1}f}\u00a0{units[0]}"
-
-
-def seconds_text(seconds: float) -> str:
-    """Like '12.3 s', '4 min 10 s' or '2 h 5 min'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def named(entry: LegendEntry) -> str:
-    """Markdown: a class's colour and name."""
-    return f"![]({render.swatch(entry.color)})\u2002{plain(entry.name)}"
-
-
-def micro(text: str) -> str:
-    """'0.5 um/px' with its Greek letter."""
-    return re.sub(r"\bum\b", "µm", text)
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is, in one line: names come from files and may hold anything."""
-    line = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in string.punctuation else letter for letter in line)
-
-
-def shell_word(text: str) -> str:
-    """A path as it is typed: in quotes where it has spaces."""
-    return f'"{text}"' if re.search(r"\s", text) else text
-
-
-@st.cache_data(max_entries=16, show_spinner="Reading the image …")
-def _scene(_bundle: Bundle, stamp: str) -> Scene:  # noqa: ARG001 - the key under which it is kept
-    return scene(_bundle, *FRAME)
+def _listed(group: dict[str, Any]) -> str:
+    return "\n\n".join(f":gray[{plain(name)}]  \n{plain(str(value))}" for name, value in group.items())

@@ -258,18 +258,21 @@ def evaluate(
 
 @app.command()
 def view(
-    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of images and results.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; a free one unless given.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="A further name of this machine, for its network.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
-    """Look at results in a browser."""
-    if not folder.is_dir():
-        raise RequestError(f"there is no folder {folder}; give the --out folder of a segmentation")
+    """Look at images and results in a browser, and segment what you draw."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}; give a folder of images or results")
     # -P: an app.py in the current folder is not ours.
-    command = [sys.executable, "-P", "-m", "app", str(folder), "--host", host]
+    command = [sys.executable, "-P", "-m", "app", "--host", host]
     command += ["--port", str(port)] if port else []
-    command += [] if browser else ["--no-browser"]
+    command += [part for given in name or [] for part in ("--name", given)]
+    command += [*([] if browser else ["--no-browser"]), "--", *map(str, folders)]
     try:
         status = subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:

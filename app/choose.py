@@ -1,0 +1,113 @@
+"""Choosing what is shown: an image, its mask, and one to compare it with. What is chosen also stands in the address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import streamlit as st
+
+from app.desk import Desk
+from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
+from pipelines.live.engine import Task
+
+MANY: Final = 12
+"""More images than this get a filter."""
+Compare = Literal["off", "swipe", "side", "difference"]
+MODES: Final[dict[str, Compare]] = {"Swipe": "swipe", "Side by side": "side", "Difference": "difference"}
+NOTHING: Final = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What lies on the image."""
+
+    layer: LayerEntry | None
+    other: LayerEntry | None
+    """To compare with."""
+    compare: Compare
+
+
+def image(contents: Contents) -> ImageEntry | None:
+    """The image to look at; None where there is none."""
+    entries = list(contents.images.values())
+    if not entries:
+        return None
+    names = {entry.id: entry.name for entry in entries}
+    if len(entries) > MANY:
+        part = st.text_input("Filter", placeholder="part of a name", key="filter").strip().lower()
+        found = [entry for entry in entries if part in entry.name.lower()]
+        st.caption(f"{len(found)} of {len(entries)} images" if found else "No name has this part: here are all.")
+        entries = found or entries
+    # One may come here by a link, by the box, or by a thumbnail.
+    _take_from_address("image", names.__contains__)
+    if st.session_state.get("image") not in [entry.id for entry in entries]:
+        st.session_state["image"] = entries[0].id
+    chosen = st.selectbox("Image", [entry.id for entry in entries], format_func=names.__getitem__, key="image")
+    _put_into_address("image", chosen)
+    return contents.images[chosen]
+
+
+def masks(contents: Contents, of: ImageEntry) -> Shown:
+    """The mask on the image, and what it is compared with."""
+    layers = {layer.id: layer for layer in contents.layers_of(of.id)}
+    made = st.session_state.pop("made", None)
+    if made is not None and made[0] == of.id and made[1] in layers:
+        st.session_state[f"mask {of.id}"] = made[1]  # a region that was finished just now
+    if not layers:
+        _put_into_address("mask", None)
+        _put_into_address("with", None)
+        return Shown(None, None, "off")
+    options = [NOTHING, *layers]
+    first = _choose("Mask", "mask", options, next(iter(layers)), layers, of)
+    if len(layers) < 2 or first == NOTHING:
+        _put_into_address("with", None)
+        return Shown(layers.get(first), None, "off")
+    others = [NOTHING, *(name for name in layers if name != first)]
+    second = _choose("Compare with", "with", others, NOTHING, layers, of)
+    if second == NOTHING:
+        return Shown(layers[first], None, "off")
+    _take_from_address("compare", MODES.__contains__)
+    how = st.radio("How", list(MODES), horizontal=True, key="compare", label_visibility="collapsed")
+    _put_into_address("compare", how if how != next(iter(MODES)) else None)
+    return Shown(layers[first], layers[second], MODES[how])
+
+
+def task_of(desk: Desk, of: ImageEntry) -> Task | None:
+    """The region of this image that this visitor had segmented last, while its tiles are here."""
+    name = st.session_state.get("task")
+    task = desk.engine.tasks.get(name) if name else None
+    return task if task is not None and task.wish.image == str(of.path) else None
+
+
+def _choose(label: str, key: str, options: list[str], first: str, layers: dict[str, LayerEntry], of: ImageEntry) -> str:
+    key_here = f"{key} {of.id}"
+    if key_here not in st.session_state:
+        asked = st.query_params.get(key)
+        st.session_state[key_here] = asked if asked in options else first
+    elif st.session_state[key_here] not in options:
+        st.session_state[key_here] = first
+    chosen = st.selectbox(
+        label,
+        options,
+        format_func=lambda name: layers[name].name if name in layers else "–",
+        key=key_here,
+    )
+    _put_into_address(key, chosen if chosen != first else None)
+    return str(chosen)
+
+
+def _take_from_address(key: str, good: Callable[[str], bool]) -> None:
+    """The first run of a session takes what its address says."""
+    if key not in st.session_state:
+        asked = st.query_params.get(key, "")
+        if good(asked):
+            st.session_state[key] = asked
+
+
+def _put_into_address(key: str, value: str | None) -> None:
+    if value is None:
+        st.query_params.pop(key, None)
+    elif st.query_params.get(key) != value:
+        st.query_params[key] = value

@@ -1,0 +1,46 @@
+// Keys, as people who look at slides all day want them.
+import OpenSeadragon from "openseadragon";
+
+export const KEYS =
+  "0 whole image · 1 one to one · + − zoom · arrows move · R turn · M mask · O outlines · [ ] opacity · D rectangle · " +
+  "P polygon · Esc move · G go to · L link · S picture · F full screen";
+
+export function onKey(workspace, event) {
+  if (event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const { viewport } = workspace.pane.viewer;
+  const pan = (x, y) => {
+    const { clientWidth, clientHeight } = workspace.pane.root;
+    viewport.panBy(viewport.deltaPointsFromPixels(new OpenSeadragon.Point(x * clientWidth * 0.2, y * clientHeight * 0.2)));
+    viewport.applyConstraints();
+  };
+  const does = {
+    0: () => viewport.goHome(),
+    1: () => workspace.zoomTo(1),
+    "+": () => workspace.zoomBy(1.6),
+    "=": () => workspace.zoomBy(1.6),
+    "-": () => workspace.zoomBy(1 / 1.6),
+    ArrowLeft: () => pan(-1, 0),
+    ArrowRight: () => pan(1, 0),
+    ArrowUp: () => pan(0, -1),
+    ArrowDown: () => pan(0, 1),
+    r: () => workspace.turn(90),
+    R: () => workspace.turn(-90),
+    m: () => workspace.layers.toggleMask(),
+    o: () => workspace.layers.toggleOutline(),
+    "[": () => workspace.layers.changeOpacity(-0.1),
+    "]": () => workspace.layers.changeOpacity(0.1),
+    d: () => workspace.draw.use("rectangle"),
+    p: () => workspace.draw.use("polygon"),
+    Escape: () => workspace.draw.escape(),
+    Enter: () => workspace.draw.finish(),
+    g: () => workspace.readout.askPlace(),
+    l: () => workspace.copyLink(),
+    s: () => workspace.savePicture(),
+    f: () => workspace.fullScreen(),
+    "?": () => workspace.say(KEYS),
+  }[event.key];
+  if (!does) return;
+  event.preventDefault();
+  event.stopPropagation();
+  does();
+}

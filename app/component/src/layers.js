@@ -1,0 +1,143 @@
+// The legend: classes with colours, switches and areas; opacity and outlines. Nothing here asks the server.
+import { element, slider } from "./dom.js";
+import { packed } from "./mask.js";
+import { area, share } from "./format.js";
+
+export class Layers {
+  constructor(workspace) {
+    this.workspace = workspace;
+    this.box = element("section", { className: "panel", parent: workspace.side });
+    this.choices = new Map(); // class value and name -> { on, colour }: kept from layer to layer
+    this.masks = new Map();
+    this.shown = true;
+    this.outline = false;
+    this.opacity = 0.45;
+  }
+
+  update({ layer, other, compare }) {
+    const used = [layer, other].filter(Boolean);
+    for (const id of [...this.masks.keys()]) if (!used.some((l) => l.id === id)) this.masks.delete(id);
+    const mask = (l) => {
+      if (!l) return null;
+      const known = this.masks.get(l.id);
+      if (known && known.layer.version === l.version) return known;
+      const made = this.workspace.makeMask(l);
+      this.masks.set(l.id, made);
+      return made;
+    };
+    this.first = mask(layer);
+    this.second = compare === "off" ? null : mask(other);
+    this.workspace.setMasks(this.first, this.second);
+    this.list(used);
+    this.recolour();
+  }
+
+  list(used) {
+    const classes = new Map(used.flatMap((l) => l.classes.map((c) => [`${c.value} ${c.name}`, c])));
+    const mark = JSON.stringify([[...classes], used.map((l) => l.areas)]);
+    if (mark === this.mark) return;
+    this.mark = mark;
+    this.box.replaceChildren();
+    this.box.hidden = !classes.size;
+    if (!classes.size) return;
+    const head = element("div", { className: "row", parent: this.box });
+    this.maskBox = check(head, "Mask", this.shown, "Show the mask (M)", (on) => this.toggleMask(on));
+    this.outlineBox = check(head, "Outlines", this.outline, "Only the borders (O)", (on) => this.toggleOutline(on));
+    this.opacitySlider = slider(
+      this.box, "Opacity", { min: 0, max: 1, step: 0.01, value: this.opacity, show: (v) => `${Math.round(v * 100)} %` },
+      (value) => this.setOpacity(value),
+    );
+    for (const [key, entry] of classes) {
+      const choice = this.choices.get(key) ?? { on: !entry.background, colour: entry.colour };
+      this.choices.set(key, choice);
+      const row = element("div", { className: "row class", parent: this.box });
+      const toggle = check(row, entry.name, choice.on, `Show ${entry.name}`, (on) => {
+        choice.on = on;
+        this.recolour();
+      });
+      toggle.dataset.value = entry.value;
+      const colour = element("input", { type: "color", value: choice.colour, title: `Colour of ${entry.name}` });
+      colour.setAttribute("aria-label", `Colour of ${entry.name}`);
+      row.prepend(colour);
+      colour.oninput = () => {
+        choice.colour = colour.value;
+        this.recolour();
+      };
+      for (const l of used) {
+        const found = l.areas?.find((a) => a.value === entry.value);
+        if (!found) continue;
+        const told = element("span", { className: "amount", parent: row, text: share(found.share) });
+        told.title = area(found.area, found.unit) || `${found.pixels} px`;
+      }
+    }
+    if (used.length > 1) element("p", { className: "note", parent: this.box, text: used.map((l) => l.name).join("  |  ") });
+    if (this.workspace.data.compare === "difference") {
+      element("p", { className: "note", parent: this.box, text: "Green: only in the second. Red: only in the first. Orange: another class." });
+    }
+  }
+
+  recolour() {
+    const background = new Set();
+    for (const mask of [this.first, this.second]) {
+      if (!mask) continue;
+      const table = new Uint32Array(256);
+      for (const entry of mask.layer.classes) {
+        const choice = this.choices.get(`${entry.value} ${entry.name}`);
+        if (choice?.on) table[entry.value] = packed(choice.colour);
+        if (entry.background) background.add(entry.value);
+      }
+      mask.paint(table, this.outline);
+    }
+    for (const pane of this.workspace.allPanes()) {
+      pane.background = background;
+      for (const canvas of [pane.first, pane.second]) {
+        canvas.style.opacity = this.outline ? Math.max(this.opacity, 0.9) : this.opacity;
+        canvas.style.visibility = this.shown ? "visible" : "hidden";
+      }
+    }
+    this.workspace.redraw();
+  }
+
+  toggleMask(on = !this.shown) {
+    this.shown = on;
+    if (this.maskBox) this.maskBox.checked = on;
+    this.recolour();
+  }
+
+  toggleOutline(on = !this.outline) {
+    this.outline = on;
+    if (this.outlineBox) this.outlineBox.checked = on;
+    this.recolour();
+  }
+
+  setOpacity(value) {
+    this.opacity = value;
+    for (const pane of this.workspace.allPanes()) {
+      for (const canvas of [pane.first, pane.second]) canvas.style.opacity = value;
+    }
+  }
+
+  changeOpacity(by) {
+    this.setOpacity(Math.min(1, Math.max(0, this.opacity + by)));
+    this.opacitySlider?.set(this.opacity);
+  }
+
+  // The class at a level-0 place, for the read-out.
+  classAt(y, x) {
+    for (const mask of [this.first, this.second]) {
+      const found = mask?.valueAt(y, x);
+      if (!found) continue;
+      const entry = mask.layer.classes.find((c) => c.value === found.value);
+      return { name: entry ? entry.name : "no data", mask, exact: found.exact };
+    }
+    return null;
+  }
+}
+
+function check(parent, text, on, title, changed) {
+  const label = element("label", { parent, className: "check", title });
+  const box = element("input", { parent: label, type: "checkbox", checked: on });
+  element("span", { parent: label, text });
+  box.onchange = () => changed(box.checked);
+  return box;
+}

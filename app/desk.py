@@ -1,0 +1,124 @@
+"""What the server holds for everybody who looks: the folders, opened images and masks, and the network's process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from app.signing import Signer
+from pipelines.bundle import image_fingerprint
+from pipelines.display.catalog import Catalog, read_key
+from pipelines.display.masks import MaskTiles
+from pipelines.display.tiles import ImageTiles, open_tiles
+from pipelines.fetch import cache_folder
+from pipelines.live.batch import BatchRun
+from pipelines.live.board import Board
+from pipelines.live.engine import REGIONS, Engine, Task
+
+IMAGES: Final = 6
+"""Images that are kept open."""
+MASKS: Final = 8
+
+Value = TypeVar("Value")
+
+
+class Desk:
+    """One for the process; every method may be called from any thread."""
+
+    def __init__(self, roots: Sequence[Path], *, cache: Path | None = None, key: bytes | None = None) -> None:
+        place = cache or cache_folder()
+        secret = key or read_key(place / "viewer.key")
+        self.catalog = Catalog(roots, secret)
+        self.signer = Signer(secret)
+        self.engine = Engine(self.catalog.roots[0] / REGIONS)
+        self.batch: BatchRun | None = None
+        """The run over many images that is on, or the last one until it is put away."""
+        self._cache = place / "overviews"
+        self._images: _Kept[ImageTiles] = _Kept(IMAGES, ImageTiles.close)
+        self._masks: _Kept[MaskTiles] = _Kept(MASKS, lambda _: None)
+
+    def image(self, name: str) -> ImageTiles | None:
+        """An opened image; None for a name that is none. Raises ImageError where it cannot be read."""
+        entry = self.catalog.image(name)
+        if entry is None or not self.catalog.holds(entry.path):
+            return None
+        state = image_fingerprint(str(entry.path))
+        return self._images.get(name, state, lambda: open_tiles(entry.path, self._cache))
+
+    def mask(self, name: str) -> MaskTiles | Board | None:
+        """A mask by its opaque name or that of a running task; None where there is none."""
+        task = self.engine.tasks.get(name)
+        if task is not None:
+            return self.board(task)
+        entry = self.catalog.layer(name)
+        if entry is None or not self.catalog.holds(entry.labels):
+            return None
+        image = self.image(entry.image) if entry.image else None
+        georef = image.source.georef if image else None
+        state = str((entry.labels / "zarr.json").stat().st_mtime_ns) if entry.labels.is_dir() else "gone"
+        return self._masks.get(name, state, lambda: MaskTiles.open(entry.labels, georef))
+
+    def board(self, task: Task) -> Board | None:
+        """What can be seen of a task."""
+        try:
+            return self.engine.board(task)
+        except FileNotFoundError:
+            return None
+
+    def start_batch(self, images: Sequence[Path], model: str, folder: str, cores: int | None) -> None:
+        """Starts a run over many images into a folder of the first root, unless one is on."""
+        if self.batch is None or self.batch.status is not None:
+            self.batch = BatchRun(images, model, self.catalog.roots[0] / folder, cores)
+
+    def close(self) -> None:
+        """Ends the network's process and what else runs, and closes all files."""
+        self.engine.close()
+        if self.batch is not None:
+            self.batch.close()
+        self._images.clear()
+        self._masks.clear()
+
+
+class _Kept(Generic[Value]):
+    """The last few values, each made once for a name and a state."""
+
+    def __init__(self, most: int, drop: Callable[[Value], Any]) -> None:
+        self._most = most
+        self._drop = drop
+        self._values: OrderedDict[Hashable, tuple[str, Value]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: Hashable, state: str, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            known = self._values.get(name)
+            if known is None or known[0] != state:
+                if known is not None:
+                    self._drop(self._values.pop(name)[1])
+                self._values[name] = (state, make())
+                while len(self._values) > self._most:
+                    self._drop(self._values.popitem(last=False)[1][1])
+            self._values.move_to_end(name)
+            return self._values[name][1]
+
+    def clear(self) -> None:
+        with self._lock:
+            while self._values:
+                self._drop(self._values.popitem()[1][1])
+
+
+_desk: Desk | None = None
+
+
+def open_desk(desk: Desk | None) -> None:
+    """Sets the desk of this process: the page and the routes share it."""
+    global _desk
+    _desk = desk
+
+
+def the_desk() -> Desk:
+    """The desk of this process."""
+    assert _desk is not None, "the server opens the desk before the page runs"
+    return _desk

@@ -1,0 +1,135 @@
+"""What the component in the browser is told: the image, its masks, and where to look. Plain values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.desk import Desk
+from pipelines.display.catalog import ImageEntry, LayerEntry
+from pipelines.display.facts import crs_name
+from pipelines.display.look import CHANNELS, PURE
+from pipelines.display.masks import Place
+from pipelines.display.tiles import ImageTiles
+from pipelines.errors import USER_ERRORS
+from pipelines.live.engine import Task
+from pipelines.view import AreaRow, read_areas
+
+Values = dict[str, Any]
+
+
+def image_values(entry: ImageEntry, tiles: ImageTiles) -> Values:
+    """The image: its zoom levels, its place in the world, and its bands where it is more than a picture."""
+    source = tiles.source
+    size = source.levels[0].size
+    spacing = source.georef.spacing(size)
+    picture = (tiles.look.is_plain and len(source.bands) == 3) or len(source.bands) == 1
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "version": entry.path.stat().st_mtime_ns,
+        "width": size.width,
+        "height": size.height,
+        "levels": [
+            {
+                "width": level.size.width,
+                "height": level.size.height,
+                "tileWidth": level.tile.width,
+                "tileHeight": level.tile.height,
+                "across": level.tiles[1],
+                "down": level.tiles[0],
+                "stepX": level.step[1],
+                "stepY": level.step[0],
+            }
+            for level in tiles.levels
+        ],
+        "spacing": {"y": spacing.y, "x": spacing.x, "unit": spacing.unit} if spacing else None,
+        "transform": list(source.georef.transform[:6]),
+        "unit": source.georef.unit,
+        "crs": crs_name(source.georef),
+        "progress": tiles.progress,
+        "look": str(tiles.look),
+        "channels": None if picture else channels(tiles),
+    }
+
+
+def channels(tiles: ImageTiles) -> list[Values]:
+    """Every band of an image as it may be shown: its name, a colour, and the range that suits."""
+    known = {channel.band: channel for channel in tiles.look.channels}
+    low, high = tiles.look.channels[0].low, tiles.look.channels[0].high
+    palette = PURE + CHANNELS
+    return [
+        {
+            "band": band,
+            "name": name,
+            "color": bytes(known[band].color if band in known else palette[band % len(palette)]).hex(),
+            "low": f"{known[band].low if band in known else low:g}",
+            "high": f"{known[band].high if band in known else high:g}",
+        }
+        for band, name in enumerate(tiles.source.bands)
+    ]
+
+
+def layer_values(desk: Desk, entry: LayerEntry) -> Values:
+    """A finished mask. Raises ImageError or RequestError where it cannot be read."""
+    mask = desk.mask(entry.id)
+    assert mask is not None, "a listed mask is there"
+    classes = [
+        {"value": c.value, "name": c.name, "colour": f"#{bytes(c.color).hex()}", "background": is_background(c.name)}
+        for c in mask.labels.classes  # type: ignore[union-attr]
+    ]
+    areas = [area_values(row) for row in layer_areas(entry) if row.value is not None]
+    return {
+        **_places(entry.id, entry.name, mask.place, mask.sizes),
+        "version": mask.labels.fingerprint,  # type: ignore[union-attr]
+        "classes": classes,
+        "areas": areas,
+        "running": False,
+        "confident": False,
+    }
+
+
+def task_values(desk: Desk, task: Task) -> Values | None:
+    """A region that is being segmented, or was; None before its first tile."""
+    board = desk.board(task)
+    if board is None:
+        return None
+    classes = [
+        {"value": value, "name": name, "colour": colour.lower(), "background": is_background(name)}
+        for value, name, colour in board.classes
+    ]
+    title = f"{task.wish.model}, {task.wish.cores or 'all'} cores"
+    return {
+        **_places(task.id, title, board.place, board.sizes),
+        "version": task.id,
+        "classes": classes,
+        "areas": None,
+        "running": not task.ended.is_set(),
+        "confident": True,
+    }
+
+
+def layer_areas(entry: LayerEntry) -> list[AreaRow]:
+    """The rows of a mask's areas.csv; none where it has none, or a damaged one."""
+    try:
+        return read_areas(entry.folder)
+    except (*USER_ERRORS, OSError):
+        return []
+
+
+def area_values(row: AreaRow) -> Values:
+    return {"value": row.value, "pixels": row.pixels, "area": row.area, "unit": row.unit, "share": row.share}
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is what lies around the others."""
+    return name.strip().lower() == "background"
+
+
+def _places(name: str, title: str, place: Place, sizes: Sequence[Any]) -> Values:
+    return {
+        "id": name,
+        "name": title,
+        "place": {"y": place.y, "x": place.x, "stepY": place.step_y, "stepX": place.step_x},
+        "levels": [{"height": size.height, "width": size.width} for size in sizes],
+    }

@@ -1,0 +1,186 @@
+"""What lies in the folders that a viewer may show: images, results and drawn regions, each under an opaque name."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pipelines.bundle import LABELS, RUN, image_fingerprint
+from pipelines.errors import USER_ERRORS
+from pipelines.images import is_image_name
+from pipelines.live.record import RECORD, LiveRecord
+from pipelines.view import Result, list_results
+
+FRESH: Final = 2.0
+"""Seconds for which a look at the folders is taken as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image that may be shown."""
+
+    id: str
+    name: str
+    """Its place in the folder that it was found in."""
+    path: Path
+    """Resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEntry:
+    """A mask that can be laid over an image: a finished result, or a region that was segmented in the viewer."""
+
+    id: str
+    name: str
+    image: str | None
+    """Of the image that it was made from; None where that is not in the folders, or has changed since."""
+    image_path: str
+    folder: Path
+    kind: Literal["result", "region"]
+    model: str
+    cores: int
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / LABELS
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that was found at one time."""
+
+    images: dict[str, ImageEntry]
+    layers: dict[str, LayerEntry]
+    damaged: tuple[Result, ...]
+    """Results that cannot be shown, with the reason."""
+
+    def layers_of(self, image: str) -> list[LayerEntry]:
+        """The masks of an image: finished results, then regions, by name."""
+        return [layer for layer in self.layers.values() if layer.image == image]
+
+    @property
+    def orphans(self) -> list[LayerEntry]:
+        """Masks whose image is not in the folders, or has changed."""
+        return [layer for layer in self.layers.values() if layer.image is None]
+
+
+class Catalog:
+    """The folders that may be shown. Only what is found in them has a name, so nothing else can be asked for."""
+
+    def __init__(self, roots: Sequence[Path], key: bytes) -> None:
+        self.roots = tuple(dict.fromkeys(root.resolve() for root in roots))
+        self._key = key
+        self._lock = threading.Lock()
+        self._seen = Contents({}, {}, ())
+        self._at = -FRESH
+
+    def look(self, fresh: float = FRESH) -> Contents:
+        """What is there now, or was at most `fresh` seconds ago."""
+        with self._lock:
+            if time.monotonic() - self._at > fresh:
+                self._seen = self._scan()
+                self._at = time.monotonic()
+            return self._seen
+
+    def image(self, name: str) -> ImageEntry | None:
+        """The image of an opaque name; None where there is none, or it has gone."""
+        return self._seen.images.get(name) or self.look().images.get(name)
+
+    def layer(self, name: str) -> LayerEntry | None:
+        """The mask of an opaque name; None where there is none."""
+        return self._seen.layers.get(name) or self.look().layers.get(name)
+
+    def name(self, kind: str, path: Path) -> str:
+        """The opaque name of a path: the same after a restart, and not to be guessed without the key."""
+        digest = hmac.new(self._key, f"{kind}\0{path}".encode(errors="backslashreplace"), hashlib.sha256)
+        return digest.hexdigest()[:32]
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path, links followed, lies in one of the folders."""
+        return any(path.resolve().is_relative_to(root) for root in self.roots)
+
+    def _scan(self) -> Contents:
+        images: dict[str, ImageEntry] = {}
+        layers: dict[str, LayerEntry] = {}
+        damaged: list[Result] = []
+        for root in self.roots:
+            for path in _find_images(root):
+                place = path.resolve()
+                if self.holds(place):
+                    entry = ImageEntry(self.name("image", place), path.relative_to(root).as_posix(), place)
+                    images.setdefault(entry.id, entry)
+        for root in self.roots:
+            for result in list_results(root):
+                if result.bundle is None:
+                    damaged.append(result)
+                    continue
+                run, folder = result.bundle.run, result.bundle.folder
+                image = self._image_of(images, run.image.path, run.image.fingerprint)
+                layer = LayerEntry(
+                    self.name("layer", folder), result.name, image, run.image.path, folder, "result", run.model.name,
+                    run.plan.cores,
+                )  # fmt: skip
+                layers.setdefault(layer.id, layer)
+            for folder, record in self._find_regions(root):
+                image = self._image_of(images, record.image, record.fingerprint)
+                layer = LayerEntry(
+                    self.name("layer", folder), record.title, image, record.image, folder, "region", record.model,
+                    record.cores,
+                )  # fmt: skip
+                layers.setdefault(layer.id, layer)
+        return Contents(images, layers, tuple(damaged))
+
+    def _image_of(self, images: dict[str, ImageEntry], path: str, fingerprint: str) -> str | None:
+        name = self.name("image", Path(path))
+        return name if name in images and image_fingerprint(path) == fingerprint else None
+
+    def _find_regions(self, root: Path) -> Iterator[tuple[Path, LiveRecord]]:
+        for place, folders, files in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and ".zarr" not in name)
+            if RECORD in files and self.holds(Path(place) / RECORD) and self.holds(Path(place) / LABELS):
+                try:
+                    yield Path(place).resolve(), LiveRecord.read(Path(place))
+                except USER_ERRORS:
+                    continue
+
+
+def _find_images(root: Path) -> Iterator[Path]:
+    """By name. Not in hidden folders, results or regions, whose files are masks and previews."""
+    for place, folders, files in os.walk(root):
+        here = Path(place)
+        if RUN in files or RECORD in files:
+            folders[:] = []
+            continue
+        zarrs = sorted(name for name in folders if name.lower().endswith(".zarr"))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in zarrs)
+        for name in sorted([*files, *zarrs]):
+            if is_image_name(here / name) and (name in files or not (here / name).with_suffix(".partial").exists()):
+                yield here / name
+
+
+def read_key(place: Path) -> bytes:
+    """The secret that opaque names are made with, made on first use; only its owner may read the file.
+
+    Where none can be kept it lasts as long as the process, and links to views do not outlive that.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = place.read_bytes()
+            return key if len(key) == 32 else secrets.token_bytes(32)
+        key = secrets.token_bytes(32)
+        with os.fdopen(handle, "wb") as file:
+            file.write(key)
+        return key
+    except OSError:
+        return secrets.token_bytes(32)
