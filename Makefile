@@ -19,7 +19,7 @@ demo: .venv/.installed
 	@$(BIN)/veca segment demo/samples/OSBS_029.tif --model aerial-landcover --out demo/results
 	@echo "== Done. Look at:"
 	@ls demo/results/*/preview.png
-	@echo "   or in a browser: $(BIN)/veca view demo/results"
+	@echo "   or in a browser: $(BIN)/veca view demo"
 
 test: .venv/.tested lint types
 	@echo "== Running the tests"

@@ -78,7 +78,7 @@ def attention_panel(desk: Desk, image: ImageEntry, segmenting: Segmenting) -> di
     """What each core of the chosen model looks at, around what is drawn or the middle of the view."""
     with st.expander("Where the cores look"):
         if segmenting.wish is None:
-            st.caption("No model suits this image.")
+            st.caption("No model suits, or there is no image.")
             return None
         st.caption("The network's own attention, in one window at what is drawn or in the middle of the view.")
         st.button("Look here", on_click=_attend, args=(desk, segmenting.wish, image, segmenting.corners), key="attend")
@@ -104,6 +104,9 @@ def models_for(desk: Desk, kind: str, bands: int) -> list[Choice]:
 
 def _wishes(desk: Desk, image: ImageEntry, tiles: ImageTiles) -> Wish | None:
     source = tiles.source
+    if image.alone:
+        st.caption("There is no image here to segment.")
+        return None
     choices = {choice.name: choice for choice in models_for(desk, source.kind, len(source.bands))}
     if not choices:
         st.caption(f"No model is here for a {source.kind} with {len(source.bands)} bands.")

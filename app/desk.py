@@ -8,14 +8,16 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+import numpy as np
+
 from app.signing import Signer
 from pipelines.bundle import image_fingerprint
 from pipelines.display.catalog import Catalog, read_key
 from pipelines.display.masks import MaskTiles
-from pipelines.display.tiles import ImageTiles, open_tiles
+from pipelines.display.tiles import ImageTiles, blank_tiles, open_tiles
 from pipelines.fetch import cache_folder
 from pipelines.live.batch import BatchRun
-from pipelines.live.board import Board
+from pipelines.live.board import Board, confidence_at
 from pipelines.live.engine import REGIONS, Engine, Task
 
 IMAGES: Final = 6
@@ -45,6 +47,9 @@ class Desk:
         entry = self.catalog.image(name)
         if entry is None or not self.catalog.holds(entry.path):
             return None
+        if entry.alone:
+            mark = str((entry.path / "zarr.json").stat().st_mtime_ns) if entry.path.is_dir() else "gone"
+            return self._images.get(name, mark, lambda: blank_tiles(entry.path))
         state = image_fingerprint(str(entry.path))
         return self._images.get(name, state, lambda: open_tiles(entry.path, self._cache))
 
@@ -67,6 +72,16 @@ class Desk:
             return self.engine.board(task)
         except FileNotFoundError:
             return None
+
+    def confidence(self, name: str, y: int, x: int) -> float | None:
+        """How probable the class at a label pixel of a region is, 0..1; None where that is not known."""
+        task = self.engine.tasks.get(name)
+        if task is not None:
+            board = self.board(task)
+            return board.confidence_at(y, x) if board else None
+        entry = self.catalog.layer(name)
+        plane = entry.confidence if entry else None
+        return confidence_at(np.load(plane, mmap_mode="r"), y, x) if plane and self.catalog.holds(plane) else None
 
     def start_batch(self, images: Sequence[Path], model: str, folder: str, cores: int | None) -> None:
         """Starts a run over many images into a folder of the first root, unless one is on."""

@@ -49,6 +49,8 @@ def main() -> None:
         return
     with st.sidebar:
         shown = choose.masks(contents, image)
+        if image.alone:
+            panels.alone(desk, contents, image)
         segmenting = segment_panel(desk, image, tiles)
         heat = attention_panel(desk, image, segmenting)
         batch_panel(desk, contents)

@@ -10,14 +10,13 @@ import streamlit as st
 
 from app.choose import Shown
 from app.desk import Desk
-from app.scene import layer_areas
 from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
 from pipelines.bundle import Bundle, RunRecord
 from pipelines.describe import info
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
 from pipelines.errors import USER_ERRORS
 from pipelines.live.record import LiveRecord
-from pipelines.view import FILES, AreaRow, list_files
+from pipelines.view import FILES, AreaRow, list_files, read_areas
 
 DOWNLOAD: Final = 50 * 10**6
 """A download passes through memory, so the page offers files up to this many bytes and the path of larger ones."""
@@ -35,13 +34,8 @@ def empty(desk: Desk, contents: Contents) -> None:
     st.header("No images here")
     places = ", ".join(str(root) for root in desk.catalog.roots)
     st.markdown(f"There is no slide, GeoTIFF or other image in **{plain(places)}**.")
-    if contents.orphans:
-        images = sorted({str(Path(layer.image_path).parent) for layer in contents.orphans})
-        st.markdown(f"{len(contents.orphans)} results are here, without their images. This shows them together:")
-        folders = " ".join(shell_word(place) for place in [*map(str, desk.catalog.roots), *images])
-        st.code(f"veca view {folders}", language=None)
-    else:
-        st.code("veca view FOLDER", language=None)
+    st.code("veca view FOLDER", language=None)
+    damaged(contents)
 
 
 def unreadable(image: ImageEntry, reason: str) -> None:
@@ -50,17 +44,24 @@ def unreadable(image: ImageEntry, reason: str) -> None:
     st.error(f"This image cannot be shown. {plain(reason)}")
 
 
+def alone(desk: Desk, contents: Contents, image: ImageEntry) -> None:
+    """Why a mask has no image under it, and what shows both."""
+    layer = next(layer for layer in contents.layers.values() if layer.image == image.id)
+    place = Path(layer.image_path)
+    if place.exists() and not desk.catalog.holds(place):
+        st.info(f"The image lies in {plain(str(place.parent))}, which is not shown: here is the mask alone. Both with:")
+        folders = " ".join(shell_word(str(p)) for p in [*desk.catalog.roots, place.parent])
+        st.code(f"veca view {folders}", language=None)
+    else:
+        st.info(f"The image {plain(str(place))} is gone or has changed since this was made: here is the mask alone.")
+
+
 def damaged(contents: Contents) -> None:
-    """Results that cannot be shown, and those whose image is elsewhere."""
+    """Results that cannot be shown."""
     if contents.damaged:
         with st.expander(f"{len(contents.damaged)} damaged results"):
             for result in contents.damaged:
                 st.markdown(f"**{plain(result.name)}**: {plain(result.problem)}")
-    if contents.orphans:
-        with st.expander(f"{len(contents.orphans)} results without their image"):
-            st.caption("Their image is not in the folders that are shown, or has changed since.")
-            for layer in contents.orphans:
-                st.markdown(f"**{plain(layer.name)}** of {plain(layer.image_path)}")
 
 
 def below(image: ImageEntry, shown: Shown) -> None:
@@ -69,7 +70,7 @@ def below(image: ImageEntry, shown: Shown) -> None:
     if layers:
         areas_tab, files_tab, story_tab, image_tab = st.tabs(["Areas", "Files", "How it was made", "Image"])
         with areas_tab:
-            area_table([(layer, layer_areas(layer)) for layer in layers])
+            area_table([(layer, areas(layer)) for layer in layers])
         with files_tab:
             for layer in layers:
                 downloads(layer)
@@ -80,6 +81,15 @@ def below(image: ImageEntry, shown: Shown) -> None:
         (image_tab,) = st.tabs(["Image"])
     with image_tab:
         facts(image)
+
+
+def areas(layer: LayerEntry) -> list[AreaRow]:
+    """The rows of areas.csv; none, with the reason on the page, where it is damaged."""
+    try:
+        return read_areas(layer.folder)
+    except (*USER_ERRORS, OSError) as error:
+        st.error(plain(str(error)))
+        return []
 
 
 def area_table(tables: Sequence[tuple[LayerEntry, list[AreaRow]]]) -> str:

@@ -19,7 +19,6 @@ from app.desk import the_desk
 from pipelines.display.facts import areas_of, lonlat
 from pipelines.display.look import Look
 from pipelines.errors import USER_ERRORS
-from pipelines.live.board import Board
 
 ASSETS: Final = Path(__file__).with_name("component") / "built"
 PRIVATE: Final = {"Cache-Control": "private, no-store"}
@@ -36,8 +35,10 @@ def told(answer: Answer) -> Answer:
     def run(request: Request) -> Response:
         try:
             return answer(request)
-        except IndexError as error:
-            raise HTTPException(404, str(error)) from error
+        except (IndexError, FileNotFoundError) as error:
+            raise HTTPException(404) from error
+        except (KeyError, ValueError) as error:
+            raise HTTPException(400, "the question is not understood") from error
         except USER_ERRORS as error:
             # Paths stay here: only the page, which knows who looks, says where a file lies.
             raise HTTPException(422, "this part of the file cannot be read") from error
@@ -75,10 +76,10 @@ def mask_tile(request: Request) -> Response:
 
 @told
 def confidence(request: Request) -> Response:
-    """The class and its probability at one pixel of a region; null where that is not known."""
-    mask, y, x = _mask(request), int(request.query_params["y"]), int(request.query_params["x"])
-    known = isinstance(mask, Board) and 0 <= y < mask.values.shape[0] and 0 <= x < mask.values.shape[1]
-    value = float(mask.confidence[y, x]) / 255 if isinstance(mask, Board) and known else None
+    """How probable the class of one pixel of a region is; null where that is not known."""
+    value = the_desk().confidence(
+        request.path_params["name"], int(request.query_params["y"]), int(request.query_params["x"])
+    )
     return JSONResponse({"confidence": value}, headers=PRIVATE)
 
 

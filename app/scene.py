@@ -85,7 +85,7 @@ def layer_values(desk: Desk, entry: LayerEntry) -> Values:
         "classes": classes,
         "areas": areas,
         "running": False,
-        "confident": False,
+        "confident": entry.confidence is not None,
     }
 
 
@@ -113,7 +113,7 @@ def layer_areas(entry: LayerEntry) -> list[AreaRow]:
     """The rows of a mask's areas.csv; none where it has none, or a damaged one."""
     try:
         return read_areas(entry.folder)
-    except (*USER_ERRORS, OSError):
+    except (*USER_ERRORS, OSError):  # the table under the viewer says why
         return []
 
 

@@ -9,13 +9,14 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from pipelines.bundle import LABELS, RUN, image_fingerprint
 from pipelines.errors import USER_ERRORS
 from pipelines.images import is_image_name
+from pipelines.live.board import CONFIDENCE
 from pipelines.live.record import RECORD, LiveRecord
 from pipelines.view import Result, list_results
 
@@ -32,6 +33,8 @@ class ImageEntry:
     """Its place in the folder that it was found in."""
     path: Path
     """Resolved."""
+    alone: bool = False
+    """Whether it stands for a mask whose image is not here: `path` is then the label image's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,24 @@ class LayerEntry:
     id: str
     name: str
     image: str | None
-    """Of the image that it was made from; None where that is not in the folders, or has changed since."""
+    """Of the image that it lies on."""
     image_path: str
     folder: Path
     kind: Literal["result", "region"]
     model: str
     cores: int
+    alone: bool = False
+    """Whether its image is not in the folders, or has changed since: `image` then stands for the mask alone."""
 
     @property
     def labels(self) -> Path:
         return self.folder / LABELS
+
+    @property
+    def confidence(self) -> Path | None:
+        """The file with the probabilities of its classes, where it has one."""
+        path = self.folder / CONFIDENCE
+        return path if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +76,6 @@ class Contents:
     def layers_of(self, image: str) -> list[LayerEntry]:
         """The masks of an image: finished results, then regions, by name."""
         return [layer for layer in self.layers.values() if layer.image == image]
-
-    @property
-    def orphans(self) -> list[LayerEntry]:
-        """Masks whose image is not in the folders, or has changed."""
-        return [layer for layer in self.layers.values() if layer.image is None]
 
 
 class Catalog:
@@ -136,6 +142,10 @@ class Catalog:
                     record.cores,
                 )  # fmt: skip
                 layers.setdefault(layer.id, layer)
+        for layer in [layer for layer in layers.values() if layer.image is None]:
+            name = self.name("alone", layer.folder)
+            images[name] = ImageEntry(name, f"{layer.name} (mask alone)", layer.labels, alone=True)
+            layers[layer.id] = replace(layer, image=name, alone=True)
         return Contents(images, layers, tuple(damaged))
 
     def _image_of(self, images: dict[str, ImageEntry], path: str, fingerprint: str) -> str | None:

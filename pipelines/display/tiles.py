@@ -18,6 +18,8 @@ from pipelines.display.overview import MemoryOverview, open_overview
 from pipelines.display.passthrough import JpegTiles
 from pipelines.display.reduce import halve
 from tiling import Box, Source, open_image
+from tiling.labels import Labels
+from tiling.readers.array import ArraySource
 
 PAPER: Final = 238
 """Grey value of what is no data: light, as glass is."""
@@ -121,9 +123,32 @@ class ImageTiles:
         return rgb if valid.all() else np.where(valid[..., None], rgb, np.uint8(PAPER))
 
 
+class BlankTiles(ImageTiles):
+    """Paper in the place of an image that is not here, for a mask to lie on."""
+
+    def __init__(self, labels: Labels) -> None:
+        height, width = labels.size.height, labels.size.width
+        paper = np.broadcast_to(np.full((1, 1, 3), PAPER, np.uint8), (height, width, 3))
+        super().__init__(ArraySource(paper, georef=labels.georef), Path())
+
+    @cached_property
+    def overview(self) -> None:
+        """None is needed: all of it is paper."""
+
+    def pixels(self, level: int, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_], bool]:
+        del level
+        shape = (box.height, box.width)
+        return np.full((*shape, 3), PAPER, np.uint8), np.ones(shape, bool), True
+
+
 def open_tiles(path: Path, cache: Path) -> ImageTiles:
     """An image file as tiles, with a folder for levels that it lacks; raises ImageError where it cannot be opened."""
     return ImageTiles(open_image(path), cache)
+
+
+def blank_tiles(labels: Path) -> ImageTiles:
+    """Paper for a mask alone; raises ImageError where the label image cannot be opened."""
+    return BlankTiles(Labels.open(labels))
 
 
 def encode(rgb: NDArray[np.uint8]) -> bytes:

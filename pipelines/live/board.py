@@ -17,7 +17,8 @@ from tiling.pyramid import SMALLEST, mode2
 
 _DESCRIPTION: Final = "board.json"
 _VALUES: Final = "values.npy"
-_CONFIDENCE: Final = "confidence.npy"
+CONFIDENCE: Final = "confidence.npy"
+"""Beside the labels of a finished region too."""
 _HALVED: Final = 2
 """Levels for which every pixel is looked at; coarser ones of an unfinished region show every n-th."""
 
@@ -40,7 +41,7 @@ class Board:
         folder.mkdir(parents=True)
         values, confidence = (
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=(size.height, size.width))
-            for name in (_VALUES, _CONFIDENCE)
+            for name in (_VALUES, CONFIDENCE)
         )
         values[:] = NODATA
         place_fields = [place.y, place.x, place.step_y, place.step_x]
@@ -52,9 +53,13 @@ class Board:
     def open(cls, folder: Path) -> Board:
         """To look at. Raises FileNotFoundError where it is not laid out yet."""
         description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        values, confidence = (np.load(folder / name, mmap_mode="r") for name in (_VALUES, _CONFIDENCE))
+        values, confidence = (np.load(folder / name, mmap_mode="r") for name in (_VALUES, CONFIDENCE))
         classes = tuple((int(v), str(n), str(c)) for v, n, c in description["classes"])
         return cls(values, confidence, Place(*description["place"]), classes)
+
+    def confidence_at(self, y: int, x: int) -> float | None:
+        """Probability of the class at a pixel; None outside, and where nothing was said."""
+        return confidence_at(self.confidence, y, x)
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -88,3 +93,10 @@ class Board:
         for _ in range(level - skip):
             values = mode2(values)
         return values
+
+
+def confidence_at(plane: NDArray[np.uint8], y: int, x: int) -> float | None:
+    """From a plane (h, w) of probabilities 0..255."""
+    inside = 0 <= y < plane.shape[0] and 0 <= x < plane.shape[1]
+    value = int(plane[y, x]) if inside else 0
+    return value / 255 if value else None

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -71,6 +72,7 @@ class Engine:
         self._scratch = tempfile.TemporaryDirectory(prefix="veca-view-")
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._listener: threading.Thread | None = None
         self.tasks: dict[str, Task] = {}
 
     def warm(self, model: str) -> Task:
@@ -120,6 +122,8 @@ class Engine:
         if process is not None and process.poll() is None:
             process.kill()
             process.wait(10)
+        if self._listener is not None:
+            self._listener.join(10)
         self._scratch.cleanup()
 
     def _ask(self, what: str, wish: Wish, name: str | None = None, **more: Any) -> Task:
@@ -133,13 +137,17 @@ class Engine:
 
     def _send(self, message: dict[str, Any]) -> None:
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            process = self._process
-            assert process is not None
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
+            for _ in range(2):  # it may end between the look and the word
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                process = self._process
+                assert process is not None
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(message) + "\n")
+                    process.stdin.flush()
+                    return
+                process.wait()
 
     def _start(self) -> None:
         command = [sys.executable, "-P", "-m", "pipelines.live.worker"]
@@ -149,13 +157,18 @@ class Engine:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment,
         )  # fmt: skip
-        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self._hear(json.loads(line))
         status = process.wait()
+        process.stdout.close()
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         for task in list(self.tasks.values()):
             if not task.ended.is_set():
                 task.reason = f"the process that computes it ended with status {status}; perhaps memory ran out"

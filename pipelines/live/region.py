@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipelines.carry import Carry
 from pipelines.display.masks import Place, polygon_mask
 from pipelines.errors import RequestError
-from pipelines.inference import Predictor
+from pipelines.inference import Prediction
 from pipelines.job import Job
-from pipelines.live.board import Board
+from pipelines.live.board import CONFIDENCE, Board
+from pipelines.segmentation import open_predictor
 from tiling import NODATA, Box, LabelClass, Size
 from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
@@ -27,6 +27,7 @@ LARGEST: Final = 2**27
 """Pixels of a region at most: more is a run over the image, which goes on after an interruption."""
 BLOCK: Final = 1024
 EXPORTED: Final = ("mask", "areas")
+_END: Final = object()
 Corners = Sequence[tuple[float, float]]
 """(y, x) in level-0 pixels."""
 
@@ -71,28 +72,27 @@ def predict_region(
     The windows, their grid and their weights are those of a run over the whole image with this plan, so every pixel
     has the value that it has there. A region was pointed at: it is not searched for tissue.
     """
-    device = torch.device(job.plan.device)
-    precision = getattr(torch, job.plan.precision)
-    network = job.model.network.to(device)
-    predictor = Predictor(network, job.plan.cores, job.plan.batch, device, precision, bands=job.bands)
+    predictor = open_predictor(job)
     values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
     own = own_corners(job, corners)
     touched = [cell for cell in cells(box) if polygon_mask(own, cell).any()]
-    quickest = min(touched, key=lambda cell: sum(1 for _ in job.grid.touching(cell)))
-    carry = Carry(job.view.size)
-    # The cell that needs the fewest windows comes first, so that something is seen soon; the others go row by row.
-    for cell in [quickest, *(cell for cell in touched if cell != quickest)]:
-        if stopped():
-            return False
-        inside = polygon_mask(own, cell)
-        kept = carry if cell != quickest else None
-        prediction = predictor.predict_block(job.view, job.grid, cell, carry=kept)
-        seen = inside & prediction.seen
+
+    def finish(cell: Box, prediction: Prediction) -> None:
+        seen = polygon_mask(own, cell) & prediction.seen
         place = cell.relative_to(box).slices
         board.values[place] = np.where(seen, prediction.labels(values, NODATA), np.uint8(NODATA))
         board.confidence[place] = _confidence(prediction.probabilities) * seen
         shown(cell.relative_to(box))
-    return True
+
+    # The cell that needs the fewest windows comes first, so that something is seen soon; the others go row by row.
+    quickest = min(touched, key=lambda cell: sum(1 for _ in job.grid.touching(cell)))
+    finish(quickest, predictor.predict_block(job.view, job.grid, quickest))
+    others = [cell for cell in touched if cell != quickest]
+    with closing(predictor.predict_blocks(job.view, job.grid, others, finish)) as finished:
+        while not stopped():
+            if next(finished, _END) is _END:
+                return True
+    return False
 
 
 def cells(box: Box) -> Iterator[Box]:
@@ -122,6 +122,7 @@ def publish(job: Job, box: Box, board: Board, folder: Path, fingerprint: str) ->
         for block in canvas.blocks:
             canvas.write(block, np.ascontiguousarray(board.values[block.slices]))
         labels = canvas.publish(folder / "labels.zarr")
+    np.save(folder / CONFIDENCE, board.confidence)
     for name in EXPORTED:
         EXPORTS[name](labels, folder, None, job.tags)
     return labels

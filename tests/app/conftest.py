@@ -1,62 +1,57 @@
-"""The page as a user meets it: run by Streamlit, with the pictures that it sends to the browser."""
+"""The page as a user meets it: run by Streamlit beside a desk of its own."""
 
 from __future__ import annotations
 
-import io
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from bundles import write_bundle
 from numpy.typing import NDArray
-from pages import OpenPage, Picture
+from pages import OpenPage
 from PIL import Image
-from streamlit.runtime.memory_media_file_storage import MemoryMediaFileStorage
 from streamlit.testing.v1 import AppTest
 
+from app.desk import Desk, open_desk
 from app.launch import PAGE
 from pipelines.bundle import Bundle
+from pipelines.live.engine import Engine
 
 
 @pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch) -> OpenPage:
-    """Runs the page for a folder, as the server would."""
+def open_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenPage]:
+    """Runs the page for folders, as the server would. The network's process is not warmed up for tests of panels."""
+    monkeypatch.setattr(Engine, "warm", lambda *_: None)
+    desks: list[Desk] = []
 
-    def run(folder: Path) -> AppTest:
-        monkeypatch.setattr(sys, "argv", [str(PAGE), str(folder)])
-        return AppTest.from_file(str(PAGE), default_timeout=60).run()
+    def run(*folders: Path, **query: str) -> AppTest:
+        desk = Desk(folders, cache=tmp_path / "cache", key=bytes(32))
+        desks.append(desk)
+        open_desk(desk)
+        page = AppTest.from_file(str(PAGE), default_timeout=60)
+        for name, value in query.items():
+            page.query_params[name] = value
+        return page.run()
 
-    return run
-
-
-@pytest.fixture
-def picture(monkeypatch: pytest.MonkeyPatch) -> Picture:
-    """The pixels (h, w, 3) of the image on a page."""
-    sent: dict[str, bytes] = {}
-    keep = MemoryMediaFileStorage.load_and_get_id
-
-    def load_and_get_id(self: MemoryMediaFileStorage, data: bytes, *rest: Any, **options: Any) -> str:
-        name = keep(self, data, *rest, **options)
-        sent[name] = data
-        return name
-
-    monkeypatch.setattr(MemoryMediaFileStorage, "load_and_get_id", load_and_get_id)
-
-    def pixels(page: AppTest) -> NDArray[np.uint8]:
-        name = Path(page.image[0].value[0]).stem
-        return np.asarray(Image.open(io.BytesIO(sent[name])))
-
-    return pixels
+    yield run
+    open_desk(None)
+    for desk in desks:
+        desk.close()
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A PNG of 40 rows and 60 columns, outside the folder of results."""
+def folder(tmp_path: Path) -> Path:
+    """What is shown: images and results."""
+    (tmp_path / "shown" / "images").mkdir(parents=True)
+    return tmp_path / "shown"
+
+
+@pytest.fixture
+def image(folder: Path) -> Path:
+    """A PNG of 40 rows and 60 columns."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    path = tmp_path / "images" / "case 1.png"
-    path.parent.mkdir()
+    path = folder / "images" / "case 1.png"
     Image.fromarray(pixels).save(path)
     return path
 
@@ -72,8 +67,8 @@ def values() -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
+def results(folder: Path) -> Path:
+    return folder / "results"
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from bundles import write_bundle
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipelines.bundle import Bundle, find_bundles
 from pipelines.errors import RequestError
-from pipelines.view import PAPER, list_results, read_areas, scene
+from pipelines.view import list_results, read_areas
 
 
 def test_results_are_named_by_their_place_in_the_folder(results: Path, image: Path, values: NDArray[np.uint8]) -> None:
@@ -60,49 +59,8 @@ def test_a_record_that_is_mended_is_read_again(bundle: Bundle) -> None:
     assert not list_results(bundle.folder.parent)[0].problem
 
 
-def test_image_and_mask_lie_pixel_on_pixel(results: Path, tmp_path: Path) -> None:
-    values = np.zeros((1500, 2600), np.uint8)
-    values[300:700, 400:1900] = 1
-    values[900:1400, 2000:2500] = 7
-    path = tmp_path / "large.png"
-    Image.fromarray((values * 30)[..., None].repeat(3, axis=2)).save(path)
-    shown = scene(write_bundle(results / "large", path, values, exports=()), 400, 500)
-    assert shown.values.shape == (288, 500)
-    assert shown.rgb is not None
-    # The image is the mean of its pixels and the mask their majority: on this image they part at the same places.
-    majority = np.select([shown.rgb[..., 0] >= 120, shown.rgb[..., 0] >= 15], [7, 1], 0)
-    assert (majority == shown.values).mean() > 0.995
-
-
-@pytest.mark.parametrize("factor", [2, 5])
-def test_a_mask_finer_or_coarser_than_its_image_covers_all_of_it(
-    results: Path, image: Path, values: NDArray[np.uint8], factor: int
-) -> None:
-    finer = values.repeat(factor, axis=0).repeat(factor, axis=1)
-    shown = scene(write_bundle(results / "finer", image, finer, exports=()), 1000, 1000)
-    assert shown.rgb is not None
-    assert shown.rgb.shape[:2] == shown.values.shape == finer.shape
-    assert np.array_equal(shown.rgb[::factor, ::factor], np.asarray(Image.open(image)))
-    coarser = np.ascontiguousarray(values[::factor, ::factor])
-    shown = scene(write_bundle(results / "coarser", image, coarser, exports=()), 1000, 1000)
-    assert shown.rgb is not None
-    assert shown.rgb.shape[:2] == shown.values.shape == values.shape
-    assert np.array_equal(shown.values[factor // 2 :: factor, factor // 2 :: factor], coarser)
-
-
-def test_what_is_transparent_is_paper(results: Path, tmp_path: Path) -> None:
-    pixels = np.full((20, 30, 4), 255, np.uint8)
-    pixels[:, :10] = 0
-    path = tmp_path / "cut.png"
-    Image.fromarray(pixels).save(path)
-    shown = scene(write_bundle(results / "cut", path, np.zeros((20, 30), np.uint8), exports=()), 100, 100)
-    assert shown.rgb is not None
-    assert (shown.rgb[:, :10] == PAPER).all()
-    assert (shown.rgb[:, 10:] == 255).all()
-
-
 def test_areas_are_counted_as_the_mask_has_them(bundle: Bundle, values: NDArray[np.uint8]) -> None:
-    rows = {row.name: row for row in read_areas(bundle)}
+    rows = {row.name: row for row in read_areas(bundle.folder)}
     assert {rows[name].pixels for name in ("total", "no data")} == {2320, 80}
     assert rows["stroma"].pixels == (values == 7).sum()
     assert rows["stroma"].share == pytest.approx(300 / 2320)
@@ -112,4 +70,4 @@ def test_areas_are_counted_as_the_mask_has_them(bundle: Bundle, values: NDArray[
 def test_damaged_areas_are_refused(bundle: Bundle) -> None:
     (bundle.folder / "areas.csv").write_bytes(b"class,value,pixels,share\nstroma,7,many,0.1\n")
     with pytest.raises(RequestError, match=r"areas\.csv is damaged"):
-        read_areas(bundle)
+        read_areas(bundle.folder)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from app import panels
+from app import words
 from pipelines.view import AreaRow
 
 
@@ -30,36 +30,36 @@ def row(area: float | None, unit: str | None) -> AreaRow:
 def test_areas_share_a_readable_unit_and_their_decimals(
     areas: tuple[float | None, ...], unit: str | None, expected: str, texts: list[str]
 ) -> None:
-    assert panels.area_texts([row(area, unit) for area in areas]) == (expected, texts)
+    assert words.area_texts([row(area, unit) for area in areas]) == (expected, texts)
 
 
 def test_no_areas_have_no_unit() -> None:
-    assert panels.area_texts([]) == ("", [])
+    assert words.area_texts([]) == ("", [])
 
 
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (6 * 2**30, "6.0 GiB")]
 )
 def test_bytes_are_written_in_units_that_people_read(size: int, text: str) -> None:
-    assert panels.bytes_text(size) == text.replace(" ", "\u00a0")
+    assert words.bytes_text(size) == text.replace(" ", "\u00a0")
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (83.2, "1 min 23 s"), (7500, "2 h 5 min")]
 )
 def test_seconds_are_written_as_people_say_them(seconds: float, text: str) -> None:
-    assert panels.seconds_text(seconds) == text
+    assert words.seconds_text(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(None, ""), (0.0, "0.0 %"), (1e-5, "<0.1 %"), (0.1234, "12.3 %"), (1.0, "100.0 %")]
 )
 def test_a_trace_of_a_class_is_not_written_as_nothing(share: float | None, text: str) -> None:
-    assert panels.percent_text(share).replace("\u00a0", " ") == text
+    assert words.percent_text(share).replace("\u00a0", " ") == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=30))
 def test_any_text_is_shown_by_markdown_as_it_is(text: str) -> None:
-    shown = MarkdownIt("commonmark").parseInline(panels.plain(text))
+    shown = MarkdownIt("commonmark").parseInline(words.plain(text))
     letters = "".join(child.content for token in shown for child in token.children or [])
     assert letters == " ".join(text.split())

@@ -30,6 +30,10 @@ export class Layers {
     this.workspace.setMasks(this.first, this.second);
     this.list(used);
     this.recolour();
+    // What was drawn is counted again in the masks that are shown now, once they are finished.
+    const shown = [this.first, this.second].map((m) => m && !m.layer.running && m.layer.id + m.layer.version).join();
+    if (shown !== this.counted && this.workspace.draw.corners) this.workspace.readout.measure(this.workspace.draw.corners);
+    this.counted = shown;
   }
 
   list(used) {

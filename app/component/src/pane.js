@@ -16,7 +16,8 @@ export class Pane {
     this.heat = element("canvas", { className: "layer heat", parent: this.root });
     this.top = element("canvas", { className: "layer top", parent: this.root });
     this.title = element("div", { className: "pane-title", parent: this.root });
-    this.viewer = createViewer(this.stage, navigator);
+    const map = navigator ? element("div", { className: "navigator", parent: this.root }) : null;
+    this.viewer = createViewer(this.stage, map);
     this.drawn = drawn;
     this.masks = [null, null];
     this.mode = "off";

@@ -128,7 +128,7 @@ export class Readout {
   async measure(corners) {
     const asked = performance.now();
     const { data, layers } = this.workspace;
-    const masks = [layers.first, layers.second].filter(Boolean);
+    const masks = [layers.first, layers.second].filter((mask) => mask && !mask.layer.running);
     const tail = new URLSearchParams({ image: data.image.id, ...(data.pass ? { pass: data.pass } : {}) });
     const found = await Promise.all(
       masks.map(async (mask) => {

@@ -1,0 +1,121 @@
+"""Masks as tiles: bare class values, in their place, and counted rightly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from skimage.measure import points_in_poly
+
+from pipelines.display.masks import TILE, MaskTiles, Place, polygon_mask
+from pipelines.errors import RequestError
+from pipelines.live.board import Board
+from tiling import Box, Georef, LabelClass, Size
+from tiling.canvas import Canvas
+from tiling.labels import Labels
+
+CLASSES = (LabelClass(0, "background", (0, 0, 0)), LabelClass(3, "nucleus", (0, 200, 0)))
+
+
+def write_labels(folder: Path, values: NDArray[np.uint8], georef: Georef) -> Labels:
+    canvas = Canvas.create(
+        folder / "labels.partial", size=Size(*values.shape), block=1024, chunk=512, classes=CLASSES, georef=georef,
+        kind="slide", name="x", fingerprint="f",
+    )  # fmt: skip
+    with canvas:
+        for box in canvas.blocks:
+            canvas.write(box, np.ascontiguousarray(values[box.slices]))
+        return canvas.publish(folder / "labels.zarr")
+
+
+@pytest.fixture(scope="module")
+def values() -> NDArray[np.uint8]:
+    rng = np.random.default_rng(3)
+    small = rng.choice(np.array([0, 3, 255], np.uint8), (130, 90))
+    return small.repeat(10, axis=0).repeat(12, axis=1)[:1290, :1077]
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory: pytest.TempPathFactory, values: NDArray[np.uint8]) -> MaskTiles:
+    image = Georef(Affine.scale(0.5, 0.5), "um")
+    labels = write_labels(tmp_path_factory.mktemp("mask"), values, image.shifted(40, 60).scaled(2, 2))
+    return MaskTiles(labels, image)
+
+
+def test_tiles_are_the_labels_of_every_level(mask: MaskTiles) -> None:
+    for level, size in enumerate(mask.sizes):
+        out = np.zeros((size.height, size.width), np.uint8)
+        for y in range(0, size.height, TILE):
+            for x in range(0, size.width, TILE):
+                tile = mask.tile(level, y // TILE, x // TILE)
+                out[y : y + TILE, x : x + TILE] = tile
+        assert np.array_equal(out, mask.labels.read(size.box, level))
+        with pytest.raises(IndexError):
+            mask.tile(level, -(-size.height // TILE), 0)
+
+
+def test_a_mask_lies_where_its_georeference_says(mask: MaskTiles) -> None:
+    assert mask.place == Place(40, 60, 2, 2)
+
+
+def test_a_mask_that_is_turned_is_refused() -> None:
+    with pytest.raises(RequestError, match="turned against its image"):
+        Place.between(Georef(Affine.rotation(10), "um"), Georef(Affine.identity(), "um"))
+
+
+def test_a_region_is_counted_pixel_by_pixel(mask: MaskTiles, values: NDArray[np.uint8]) -> None:
+    counted = mask.count([(40 + 200, 60 + 100), (40 + 200, 60 + 900), (40 + 1000, 60 + 900), (40 + 1000, 60 + 100)])
+    wanted, numbers = np.unique(values[100:500, 50:450], return_counts=True)
+    assert counted.exact
+    assert counted.pixels == dict(zip(wanted.tolist(), numbers.tolist(), strict=True))
+
+
+def test_what_does_not_touch_the_mask_holds_nothing(mask: MaskTiles) -> None:
+    assert mask.count([(0, 0), (0, 30), (30, 30)]).pixels == {}
+
+
+def test_a_huge_region_is_counted_on_a_coarser_level_and_says_so(
+    mask: MaskTiles, values: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.display.masks.COUNTED", 400_000)
+    corners = [(0, 0), (0, 5000), (5000, 5000), (5000, 0)]
+    counted = mask.count(corners)
+    assert not counted.exact
+    for value in (0, 3, 255):
+        assert counted.pixels[value] == pytest.approx((values == value).sum(), rel=0.05)
+
+
+@given(corners=st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 45)), min_size=3, max_size=7))
+@settings(max_examples=100, deadline=None)
+def test_a_polygon_holds_the_centres_that_skimage_says(corners: list[tuple[float, float]]) -> None:
+    # A centre exactly on an edge belongs to either side: keep clear of it.
+    clear = [(round(y, 1) + 0.013, round(x, 1) + 0.0171) for y, x in corners]
+    y, x = np.mgrid[10:40, 3:30] + 0.5
+    wanted = points_in_poly(np.stack([y.ravel(), x.ravel()], 1), np.array(clear)).reshape(y.shape)
+    assert (polygon_mask(clear, Box.between(10, 3, 40, 30)) != wanted).sum() <= 1
+
+
+def test_a_board_shows_the_levels_that_a_finished_label_image_has(
+    tmp_path: Path, values: NDArray[np.uint8], mask: MaskTiles
+) -> None:
+    board = Board.create(tmp_path / "b", Size(*values.shape), Place(40, 60, 2, 2), [(0, "background", "#000000")])
+    assert (board.values == 255).all()
+    board.values[:] = values
+    seen = Board.open(tmp_path / "b")
+    assert seen.sizes == mask.sizes
+    for level in range(len(seen.sizes)):
+        assert np.array_equal(seen.tile(level, 0, 0), mask.tile(level, 0, 0))
+    assert seen.count([(0, 0), (0, 900), (900, 900)]) == mask.count([(0, 0), (0, 900), (900, 900)])
+
+
+def test_damaged_labels_are_told_in_one_line(tmp_path: Path, values: NDArray[np.uint8]) -> None:
+    labels = write_labels(tmp_path, values, Georef.pixels())
+    shard = next(p for p in (labels.path / "0").rglob("*") if p.is_file() and p.name != "zarr.json")
+    shard.write_bytes(b"nonsense")
+    with pytest.raises(RequestError, match="is damaged"):
+        MaskTiles(labels, None).tile(0, 0, 0)
