@@ -14,13 +14,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pipelines.config import AugmentRecipe
+from pipelines.recolor import Recolor
 
 
 class Augment:
     """Changes one crop at a time; the same generator state gives the same change."""
 
-    def __init__(self, recipe: AugmentRecipe, crop: int) -> None:
+    def __init__(self, recipe: AugmentRecipe, crop: int, lookup: NDArray[np.uint8] | None = None) -> None:
+        """`lookup` (256): the class index of each mask value, where the recipe recolours some."""
         self.recipe = recipe
+        self.recolor = None if lookup is None or not recipe.recolor else Recolor(recipe.recolor, lookup)
         self.crop = crop
         self.geometry = Compose(
             [
@@ -66,6 +69,8 @@ class Augment:
             transform.set_random_state(seed=int(rng.integers(2**31)))
         crop = self.geometry({"image": pixels, "mask": classes})
         pixels, classes = (v2.functional.center_crop(_plain(crop[key]), [self.crop] * 2) for key in ("image", "mask"))
+        if self.recolor is not None and len(pixels) == 3 and image.dtype == np.uint8:
+            pixels = self.recolor(pixels, classes[0], rng)
         pixels = _plain(self.noise({"image": self.colored(pixels, image.dtype, rng)})["image"])
         return pixels.contiguous(), classes[0].long()
 

@@ -95,6 +95,9 @@ class AugmentRecipe(_Part):
     """Strength of colour casts, a gain for each band: another sensor, season, haze or white balance (RGB only)."""
     vivid: Annotated[float, Field(ge=1)] = 1.0
     """Saturation is multiplied by 1/vivid to vivid, log-uniform (RGB only): so that a hue alone decides no class."""
+    recolor: dict[int, Annotated[str, Field(pattern="^#[0-9A-Fa-f]{6}$")]] = {}
+    """Mask values whose pixels are pulled towards a colour in half of the crops (RGB only): for classes that the
+    training images show in one colour and other places in another, like {5: "#8FA65A"}."""
     stain: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of changes to haematoxylin, eosin and DAB (RGB only)."""
     blur: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -168,6 +171,9 @@ class TrainRecipe(_Part):
         both = {c.value for c in self.classes} & set(self.data.ignore)
         if both:
             raise ValueError(f"the mask values {sorted(both)} are classes and ignored; they can only be one of these")
+        strange = set(self.augment.recolor) - {c.value for c in self.classes}
+        if strange:
+            raise ValueError(f"augment.recolor names the mask values {sorted(strange)}, which are no classes")
         return self
 
 

@@ -146,7 +146,7 @@ class Run:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are still to do, each the same whenever the run was stopped."""
         schedule = self.recipe.schedule
-        augment = Augment(self.recipe.augment, schedule.crop)
+        augment = Augment(self.recipe.augment, schedule.crop, self.lookup)
         crops = Crops(
             self.split.train, self.lookup, self.bands.mean, augment, schedule.balance, schedule.seed, schedule.border
         )
