@@ -39,7 +39,10 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of th
 
 @app.command()
 def segment(
-    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or patterns in quotes.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders of images, patterns in quotes, or @list.txt with a path a line."),
+    ],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, one folder an image.")],
     cores: Cores = "auto",
@@ -50,6 +53,7 @@ def segment(
     spacing: SpacingText = None,
     exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,areas,preview",
     tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also look into the folders below.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
     threads: Threads = None,
     as_json: Json = False,
@@ -60,7 +64,7 @@ def segment(
     """
     from pipelines.images import list_images
 
-    listed = list_images(images)
+    listed = list_images(images, recursive=recursive)
     # What comes now loads torch, which takes seconds: a wrong path is told before.
     from pipelines.bundle import Bundle
     from pipelines.job import Options

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from places import expected, model, read_mask, write_png, write_raster, write_slide
 
 from pipelines import Bundle, Options, segment, segment_all
@@ -163,6 +164,42 @@ def test_a_folder_gives_its_own_images_and_nothing_else(tmp_path: Path) -> None:
     assert [p.name for p in list_images([tmp_path])] == ["a.svs", "b.TIF", "c.jpeg", "d.jp2", "e.vrt", "g.zarr"]
 
 
+def test_a_folder_that_is_a_zarr_array_is_one_image_whatever_its_name(tmp_path: Path) -> None:
+    zarr.save_array(tmp_path / "scene", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "a.tif").touch()
+    assert list_images([tmp_path / "scene"]) == [tmp_path / "scene"]
+    assert list_images([tmp_path]) == [tmp_path / "a.tif", tmp_path / "scene"]
+    assert list_images([tmp_path / "s*"]) == [tmp_path / "scene"]
+
+
+def test_folders_below_are_looked_into_when_asked_but_never_results_or_the_inside_of_images(tmp_path: Path) -> None:
+    for name in ("a.tif", "x/b.tif", "x/y/c.svs", ".hidden/d.tif", "out/a/mask.tif", "out/a/run.json", "out/b/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "out" / "b" / "plan.json").touch()
+    zarr.save_array(tmp_path / "x" / "z.zarr" / "0.tif", np.zeros((8, 8), np.uint8))
+    assert [str(p.relative_to(tmp_path)) for p in list_images([tmp_path])] == ["a.tif"]
+    below = [str(p.relative_to(tmp_path)) for p in list_images([tmp_path], recursive=True)]
+    assert below == ["a.tif", "x/b.tif", "x/z.zarr", "x/y/c.svs"]
+    assert [p.name for p in list_images([tmp_path / "**" / "*.tif"])] == ["a.tif", "b.tif", "0.tif"]
+
+
+def test_a_list_names_images_a_line_each_and_one_that_is_missing_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    here, beside = write_png(tmp_path / "a.png", 20, 30), write_png(tmp_path / "lists" / "b ä.png", 20, 30)
+    listing = tmp_path / "lists" / "all.txt"
+    listing.write_text("\ufeff# my images\n\na.png\n  b ä.png  \nnone.png\na.png\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    images = list_images([f"@{listing}"])
+    assert [p.resolve() for p in images] == [here, beside, tmp_path / "lists" / "none.png"]
+    *done, missing = segment_all(images, model(), tmp_path / "out", PLAIN)
+    assert all(isinstance(result, Bundle) for result in done)
+    assert isinstance(missing, Failure)
+    assert "none.png: no such file" in missing.reason
+
+
 def test_images_are_listed_once_in_the_order_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.tif", "b.tif", "c.png", "odd[1].tif", "plain"):
         (tmp_path / name).touch()
@@ -179,11 +216,16 @@ def test_images_are_listed_once_in_the_order_they_are_named(tmp_path: Path, monk
     [
         ("none.tif", "there is no file or folder none.tif"),
         ("*.jp2", r"no file matches '\*.jp2'"),
-        ("empty", "the folder empty holds no image; give a folder of slides or GeoTIFFs"),
+        ("empty", "the folder empty holds no image; give a folder of slides or GeoTIFFs; --recursive also looks"),
+        ("@none.txt", "cannot read the list none.txt: No such file or directory; write one path a line"),
+        ("@notes.txt", "the list notes.txt names no image; write one path a line"),
+        ("@a.tif", "cannot read the list a.tif: it is no UTF-8 text; write one path a line"),
     ],
 )
 def test_what_names_no_image_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("# nothing\n\n", encoding="utf-8")
+    (tmp_path / "a.tif").write_bytes(b"II*\0\xff\xfe\xfd")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=reason):
         list_images([named])
