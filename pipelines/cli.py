@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.errors import USER_ERRORS, RequestError
+from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.progress import ProgressBar, to_stderr
 from veca_core.errors import ModelError
 
@@ -301,7 +301,7 @@ def main() -> None:
             to_stderr("veca: stopped; the same command goes on from here")
         raise
     except OSError as error:
-        to_stderr(f"veca: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        to_stderr(f"veca: {said_by_system(error)}")
         sys.exit(1)
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_run
-from pipelines.errors import USER_ERRORS, RequestError
+from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
 from pipelines.plan import CHUNK, choose_device, describe
@@ -133,7 +133,7 @@ def segment_all(
             results.append(Failure(image, str(error)))
             report(f"failed: {error}")
         except OSError as error:
-            reason = " ".join(f"{error.strerror or error} {error.filename or ''}".split())
+            reason = said_by_system(error)
             results.append(Failure(image, reason))
             report(f"failed: {reason}")
         except Exception as error:  # One bad image never ends a batch.

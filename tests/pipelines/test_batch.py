@@ -17,6 +17,7 @@ from pipelines.segmentation import Failure, bundle_names
 from tiling import ImageError
 from veca_core import ModelError
 
+GOES_ON = "free some space, and the same command goes on from here"
 PLAIN = Options(device="cpu", tissue=False, exports=("mask",))
 
 
@@ -88,10 +89,11 @@ def test_a_foreign_summary_is_replaced(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("error", "reason", "traced"),
     [
-        (OSError(28, "No space left\non device"), "No space left on device", False),
+        (OSError(5, "Input/output\nerror"), "Input/output error", False),
+        (OSError(28, "No space left\non device"), f"No space left on device; {GOES_ON}", False),
         (RuntimeError("something\nwith two lines"), "RuntimeError: something with two lines", True),
     ],
-    ids=["of the machine", "unforeseen"],
+    ids=["of the machine", "full disk", "unforeseen"],
 )
 def test_another_error_is_one_image_s_failure_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, traced: bool
