@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from veca_core.rope import rotate
-
-Table = tuple[Tensor, Tensor]
+from veca_core.rope import Table, rotate
 
 
 class CoreAttention(nn.Module):

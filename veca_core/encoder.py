@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from veca_core import rope
 from veca_core.attention import Block
 from veca_core.config import VecaConfig
 from veca_core.cores import CoreBank, farthest_points
-from veca_core.stem import Stem, build_stem, pad_to_patch
-from veca_core.streaming import CHUNK, run_block
+from veca_core.prepared import prepared
+from veca_core.stem import Scale, Stem, build_stem, pad_to_patch
+from veca_core.streaming import default_chunk, pieces, run_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +59,63 @@ class VecaEncoder(nn.Module):
         self.frequencies: Tensor
         self.initialise()
 
-    def forward(self, images: Tensor, cores: int | None = None, chunk: int = CHUNK) -> Tokens:
+    def forward(
+        self,
+        images: Tensor,
+        cores: int | None = None,
+        chunk: int | None = None,
+        scale: Scale | None = None,
+        skips: bool = True,
+    ) -> Tokens:
         """Runs with the first `cores` of the bank, or all of it; raises ModelError for a budget it cannot run.
 
-        Without gradients the blocks run in bounded memory, `chunk` tokens at a time, with the same result.
+        Without gradients the blocks run in bounded memory, `chunk` tokens at a time, with the same result. With a
+        `scale`, images are raw pixels of any number type. Where nobody asks for the `skips` they are not made.
         """
         budget = self.config.check_budget(cores)
-        stemmed = self.stem(pad_to_patch(images, self.config.patch))
+        chunk = chunk or default_chunk(images.device.type)
+        stemmed = self.stem(pad_to_patch(images, self.config.patch), scale, skips, chunk)
         # Under autocast the stem gives bfloat16, but what the blocks add up keeps the weights' own precision.
         patches = stemmed.tokens.to(self.bank.tokens.dtype).contiguous()  # (B, N, D)
+        run = self.run if torch.is_grad_enabled() else self.stream
+        bank, patches = run(patches, stemmed.grid, budget, chunk)
+        return Tokens(bank, patches, stemmed.grid, stemmed.skips)
+
+    def run(self, patches: Tensor, grid: tuple[int, int], budget: int, chunk: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Cores (B, C, D) and patches (B, N, D) behind the last block, with everything that gradients need."""
         bank, rho = self.bank(budget, len(patches))  # (B, C, D), (B, C, 2)
-        patch_table = self.patch_table(stemmed.grid)
+        patch_table = self.patch_table(grid)
         for i, block in enumerate(self.blocks):
-            if i > 0:
-                rho = rho + self.move_rates[i - 1] * self.moves[i - 1](bank)
-            core_table = self.core_table(rho)
-            if torch.is_grad_enabled():
-                bank, patches = block(bank, patches, core_table, patch_table)
-            else:
-                bank = run_block(cast(Block, block), bank, patches, core_table, patch_table, chunk)
-        return Tokens(self.finish(bank), self.finish(patches), stemmed.grid, stemmed.skips)
+            rho = self.moved(i, rho, bank)
+            bank, patches = block(bank, patches, self.core_table(rho), patch_table)
+        return self.finish(bank), self.finish(patches)
+
+    def stream(self, patches: Tensor, grid: tuple[int, int], budget: int, chunk: int) -> tuple[Tensor, Tensor]:
+        """The same without gradients: patches are overwritten, a chunk at a time."""
+        weights = prepared(self)
+        patch_table = weights.patch_table(self, grid)
+        with plain_products(patches.device):
+            bank, rho = self.bank(budget, len(patches))
+            for i, block in enumerate(weights.blocks):
+                rho = self.moved(i, rho, bank)
+                cos, sin = (t.to(weights.dtype).transpose(1, 2) for t in self.core_table(rho))
+                bank = run_block(block, bank, patches, (cos, sin), patch_table, chunk)
+            return self.finish(bank), self.finish_in_place(patches, chunk)
+
+    def moved(self, i: int, rho: Tensor, bank: Tensor) -> Tensor:
+        """Where the cores (B, C, D) lie in block i, given rho (B, C, 2) in the one before."""
+        return rho + self.move_rates[i - 1] * self.moves[i - 1](bank) if i > 0 else rho
 
     def finish(self, tokens: Tensor) -> Tensor:
         """Final norm, and the output projection where there is one."""
         out: Tensor = self.output(self.norm(tokens))
+        return out
+
+    def finish_in_place(self, patches: Tensor, chunk: int) -> Tensor:
+        """`finish`, written over patches (B, N, D) where it keeps their width."""
+        out = patches.new_empty(*patches.shape[:2], self.config.output_dim) if self.config.output_dim else patches
+        for part in pieces(patches, chunk):
+            out[:, part] = self.finish(patches[:, part])
         return out
 
     def core_table(self, rho: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,3 +141,9 @@ class VecaEncoder(nn.Module):
         nn.init.trunc_normal_(self.bank.tokens, std=0.02)
         self.bank.coordinates.copy_(torch.atanh(farthest_points(self.config.cores)))
         nn.init.constant_(self.move_rates, 0.01)
+
+
+def plain_products(device: torch.device) -> AbstractContextManager[None]:
+    """Without autocast: what is multiplied has the right number type already."""
+    off = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if off else nullcontext()

@@ -16,6 +16,8 @@ from veca_core.stem import Stem
 class LinearHead(nn.Module):
     """A normalised linear map of each patch (the paper's dense probe): logits at the patch grid."""
 
+    reads_skips: Final = False
+
     def __init__(self, dim: int, classes: int, stem: Stem) -> None:  # noqa: ARG002 - every head is built alike
         super().__init__()
         self.norm = nn.BatchNorm2d(dim)
@@ -30,6 +32,7 @@ class LinearHead(nn.Module):
 class UnetHead(nn.Module):
     """segmentation-models-pytorch's U-Net decoder over the patches and the stem's finer features, up to stride 2."""
 
+    reads_skips: Final = True
     WIDTHS: Final = (96, 64, 32, 16)
 
     def __init__(self, dim: int, classes: int, stem: Stem) -> None:

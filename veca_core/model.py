@@ -35,8 +35,7 @@ class Segmenter(nn.Module):
     def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
         """Logits (B, classes, H, W), float32, for any H, W >= 1."""
         height, width = pixels.shape[-2:]
-        images = (pixels.float() - self.mean) / self.std
-        tokens = self.encoder(images, cores)
+        tokens = self.encoder(pixels, cores, scale=(self.mean, self.std), skips=self.head.reads_skips)
         logits = self.head(tokens).float()
         patch = self.encoder.config.patch
         padded = (tokens.grid[0] * patch, tokens.grid[1] * patch)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+Table = tuple[Tensor, Tensor]
+"""cos and sin of each token's angles, one for each pair of a head."""
+
 
 def angular_frequencies(head_dim: int, off: float, off_from: str) -> Tensor:
     """(head_dim / 4,) radians per unit of coordinate: 2 pi / period_j, period_j = 100^(2j / (head_dim / 2)).
@@ -39,15 +42,32 @@ def jittered(coordinates: Tensor, shift: float, rescale: float) -> Tensor:
     return (coordinates + offset) * scale
 
 
-def rotation(coordinates: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+def rotation(coordinates: Tensor, frequencies: Tensor) -> Table:
     """cos and sin, each (..., head_dim / 2), for coordinates (..., 2); x turns a head's first half, y the second."""
     angles = coordinates.float().unsqueeze(-1) * frequencies  # (..., 2, head_dim / 4)
     angles = angles.flatten(-2)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, table: Table) -> Tensor:
     """Turns each interleaved (even, odd) pair of x (..., T, head_dim) by the angle of its token."""
     cos, sin = (t.to(x.dtype) for t in table)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def halves_first(head_dim: int, heads: int) -> Tensor:
+    """(heads * head_dim,) the order of features that brings each head's even ones first, the odd ones behind them."""
+    order = torch.cat([torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)])
+    return (torch.arange(heads).unsqueeze(1) * head_dim + order).flatten()
+
+
+def rotate_halves(x: Tensor, table: Table) -> Tensor:
+    """Like `rotate`, for x (..., T, heads, head_dim) in the order of `halves_first` and tables (..., T, 1, half)."""
+    cos, sin = table
+    even, odd = x.chunk(2, dim=-1)
+    out = torch.empty_like(x)
+    turned_even, turned_odd = out.chunk(2, dim=-1)
+    torch.mul(even, cos, out=turned_even).addcmul_(odd, sin, value=-1)
+    torch.mul(odd, cos, out=turned_odd).addcmul_(even, sin)
+    return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from veca_core import VecaConfig, VecaEncoder
-from veca_core.streaming import CoreSoftmax, pieces
+from veca_core.streaming import CoreSoftmax, keeps_scores, pieces
 
 CONFIG = VecaConfig(dim=48, layers=3, heads=3, cores=16)
 
@@ -29,8 +31,9 @@ def test_any_chunk_gives_what_the_whole_image_gives(chunk: int) -> None:
 def test_the_running_softmax_survives_scores_that_overflow() -> None:
     queries, keys, values = (torch.randn(1, 2, n, 8) * scale for n, scale in ((3, 60.0), (40, 60.0), (40, 1.0)))
     softmax = CoreSoftmax(queries)
+    scores = keys @ queries.transpose(-2, -1) * 8**-0.5
     for start in range(0, 40, 9):
-        softmax.fold(keys[:, :, start : start + 9], values[:, :, start : start + 9])
+        softmax.fold(scores[:, :, start : start + 9].clone(), values[:, :, start : start + 9])
     expected = torch.nn.functional.scaled_dot_product_attention(queries.double(), keys.double(), values.double())
     torch.testing.assert_close(softmax.result(), expected.float(), atol=1e-4, rtol=1e-4)
 
@@ -75,3 +78,37 @@ def test_bfloat16_stays_close_to_float32_through_all_blocks() -> None:
             rough = encoder(images)
     assert rough.patches.dtype == torch.float32
     torch.testing.assert_close(rough.patches, exact.patches, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize(("cores", "batch"), [(8, 1), (8, 3), (264, 1), (264, 2)])
+def test_stored_and_fused_scores_give_the_same(cores: int, batch: int) -> None:
+    """With few cores a CPU stores a chunk's scores; with many, and elsewhere, it does not."""
+    assert keeps_scores("cpu", 8)
+    assert not keeps_scores("cpu", 264)
+    assert not keeps_scores("cuda", 8)
+    torch.manual_seed(0)
+    encoder = VecaEncoder(replace(CONFIG, cores=264)).eval()
+    images = torch.randn(batch, 3, 80, 48)
+    whole = encoder(images, cores=cores)
+    with torch.no_grad():
+        streamed = encoder(images, cores=cores, chunk=4)
+    torch.testing.assert_close(streamed.patches, whole.patches, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(streamed.cores, whole.cores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (47, 33), (160, 16), (16, 160)])
+@pytest.mark.parametrize("raw", [torch.uint8, torch.int32, torch.float32])
+def test_raw_pixels_are_normalised_a_band_of_rows_at_a_time(height: int, width: int, raw: torch.dtype) -> None:
+    torch.manual_seed(0)
+    encoder = VecaEncoder(CONFIG).eval()
+    pixels = torch.randint(0, 256, (2, height, width, 3)).to(raw).permute(0, 3, 1, 2)
+    mean, deviation = torch.tensor([120.0, 100.0, 130.0]).view(1, 3, 1, 1), torch.full((1, 3, 1, 1), 60.0)
+    whole = encoder((pixels.float() - mean) / deviation)
+    with torch.no_grad():
+        for chunk in (1, 3, 10_000):
+            streamed = encoder(pixels, chunk=chunk, scale=(mean, deviation))
+            torch.testing.assert_close(streamed.patches, whole.patches, atol=1e-5, rtol=1e-5)
+            assert streamed.grid == whole.grid
+            for finer, expected in zip(streamed.skips, whole.skips, strict=True):
+                torch.testing.assert_close(finer, expected)
+        assert encoder(pixels, scale=(mean, deviation), skips=False).skips == ()
