@@ -44,6 +44,17 @@ class ImageRecord(_Part):
     """As the file says it, like '0.499 um/px'."""
     fingerprint: str
     """Changes when the file does."""
+    chosen: tuple[str, ...] = ()
+    """Bands that the user chose, as they were asked for; empty: all."""
+
+
+class DamageRecord(_Part):
+    """A tile of the image that could not be decoded, and is no data in the result."""
+
+    level: int
+    box: tuple[int, int, int, int]
+    """Top row, left column, height and width in pixels of the level."""
+    reason: str
 
 
 class ModelRecord(_Part):
@@ -122,6 +133,7 @@ class RunRecord(_Part):
     exports: tuple[str, ...] = ()
     """What was asked for beside the labels."""
     warnings: tuple[str, ...]
+    damage: tuple[DamageRecord, ...] = ()
     versions: dict[str, str]
 
 
@@ -161,7 +173,7 @@ class Bundle:
         try:
             if image_fingerprint(self.run.image.path) != self.run.image.fingerprint:
                 return None
-            return View.open(open_image(self.run.image.path))
+            return View.open(open_image(self.run.image.path, bands=self.run.image.chosen, strict=False))
         except (ImageError, OSError):
             return None
 

@@ -34,6 +34,9 @@ Window = Annotated[int | None, typer.Option(min=1, help="Side of a window in pix
 SpacingText = Annotated[
     str | None, typer.Option(help="Size of the image's own pixels, like 0.25um or 0.3m; or native: read as is.")
 ]
+Bands = Annotated[
+    str | None, typer.Option(help="Bands to read, in the model's order: names, or numbers from 1, like 4,1,2.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
 
 
@@ -52,6 +55,8 @@ def segment(
     overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
     spacing: SpacingText = None,
     exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,areas,preview",
+    bands: Bands = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a tile cannot be decoded.")] = False,
     tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also look into the folders below.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
@@ -80,7 +85,9 @@ def segment(
         memory=parse_bytes(memory) if memory else None,
         device=device,
         spacing=parse_spacing(spacing),
-        exports=tuple(name.strip() for name in exports.split(",") if name.strip()),
+        exports=parse_names(exports),
+        bands=parse_names(bands),
+        strict=strict,
         tissue=tissue,
         overwrite=overwrite,
     )
@@ -111,6 +118,7 @@ def plan(
     cores: Cores = "auto",
     window: Window = None,
     spacing: SpacingText = None,
+    bands: Bands = None,
     as_json: Json = False,
 ) -> None:
     """Show what would be chosen for an image: memory, time and accuracy of cores and windows.
@@ -130,9 +138,10 @@ def plan(
         memory=parse_bytes(memory) if memory else None,
         device=device,
         spacing=parse_spacing(spacing),
+        bands=parse_names(bands),
     )
     check_exists(image)
-    source = open_image(image)
+    source = open_image(image, bands=options.bands)
     job = Job.prepare(source, load_model(model), Path(source.name), options)
     rows = job.choices()
     if as_json:
@@ -143,13 +152,13 @@ def plan(
 
 
 @app.command()
-def info(image: Annotated[str, typer.Argument(help="An image.")], as_json: Json = False) -> None:
+def info(image: Annotated[str, typer.Argument(help="An image.")], bands: Bands = None, as_json: Json = False) -> None:
     """Say what an image is: size, bands, pixel size, levels, place."""
     from pipelines.describe import info as look
     from pipelines.describe import info_lines
 
     check_exists(image)
-    facts = look(image)
+    facts = look(image, parse_names(bands))
     print_json(facts) if as_json else print_lines(info_lines(facts))
 
 
@@ -312,6 +321,11 @@ def parse_cores(text: str) -> int | None:
     if not text.strip().isdecimal():
         raise RequestError(f"cannot read {text!r} as a number of cores; write auto, or a number like 32")
     return int(text)
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """'a, b' -> ('a', 'b'); nothing -> ()."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def parse_spacing(text: str | None) -> Any:

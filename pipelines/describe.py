@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tiling import Source, open_image
+from tiling.readers.opened import listed
 
 
-def info(image: str | Path) -> dict[str, Any]:
-    """Everything that opening an image tells, without reading a pixel. Never a label, a name or a date."""
-    source = open_image(image)
+def info(image: str | Path, bands: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that opening an image tells, without reading a pixel. Never a label, a name or a date.
+
+    With `bands`, as if the image held these only, by name or by number from 1.
+    """
+    source = open_image(image, bands=bands)
     size = source.levels[0].size
     spacing = source.georef.spacing(size)
     return {
@@ -34,8 +39,7 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     height, width = facts["size"]
     return [
         facts["path"],
-        f"  {facts['kind']}, {height} x {width} px, {len(facts['bands'])} bands ({', '.join(facts['bands'])}), "
-        f"{facts['dtype']}",
+        f"  {facts['kind']}, {height} x {width} px, {listed(facts['bands'])}, {facts['dtype']}",
         f"  pixel size: {facts['spacing'] or 'not stated; give it with --spacing'}",
         "  levels: " + ", ".join(f"{h} x {w}" for h, w in facts["levels"]),
         *([f"  CRS: {facts['crs']}"] if facts["crs"] else []),

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import torch
 
+from pipelines import damage
 from pipelines.bundle import (
     Bundle,
     GridRecord,
@@ -28,6 +29,7 @@ from pipelines.peak import peak_memory
 from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, halvings, make_plan
 from tiling import Grid, Source, Spacing, View
 from tiling.exports import EXPORTS
+from tiling.readers.opened import listed
 from veca_core import Model
 from veca_core.model import network_size
 
@@ -53,6 +55,10 @@ class Options:
     exports: tuple[str, ...] = DEFAULT_EXPORTS
     tissue: bool = True
     """Slides only: leave out windows without tissue."""
+    bands: tuple[str, ...] = ()
+    """Bands of the image that the model reads as its first, second ...: names, or numbers from 1; empty: all."""
+    strict: bool = False
+    """Whether a tile that cannot be decoded is an error; else it is no data and told in run.json."""
     overwrite: bool = False
     """Start anew where a result is there already."""
 
@@ -122,6 +128,8 @@ class Job:
     def bands(self) -> tuple[int, ...] | None:
         """Where the model's bands lie in the image, where the image names the same ones in another order."""
         here, wanted = self.source.bands, self.model.card.bands.names
+        if self.options.bands:  # in the order that was asked for
+            return None
         if here == wanted or sorted(here) != sorted(wanted):
             return None
         return tuple(here.index(name) for name in wanted)
@@ -175,7 +183,7 @@ class Job:
             image=ImageRecord(
                 path=absolute(source.path), kind=source.kind, size=(size.height, size.width), bands=source.bands,
                 dtype=str(source.dtype), spacing=str(spacing) if spacing else None,
-                fingerprint=image_fingerprint(source.path),
+                fingerprint=image_fingerprint(source.path), chosen=self.options.bands,
             ),
             model=ModelRecord(name=self.model.card.name, digest=self.model.digest),
             plan=PlanRecord(**asdict(self.plan)),
@@ -195,6 +203,7 @@ class Job:
             outputs=tuple(outputs),
             exports=tuple(exports),
             warnings=source.warnings,
+            damage=damage.records(source),
             versions=versions(),
         )  # fmt: skip
 
@@ -204,8 +213,8 @@ def check_bands(source: Source, model: Model) -> None:
     bands = model.card.bands
     if len(source.bands) != len(bands.names):
         raise RequestError(
-            f"{source.path} has {len(source.bands)} bands ({', '.join(source.bands)}), "
-            f"but {model.card.name} reads {len(bands.names)} ({', '.join(bands.names)})"
+            f"{source.path} has {listed(source.bands)}, but {model.card.name} reads {listed(bands.names)}; "
+            f"choose them with --bands, by name or by number"
         )
     if str(source.dtype) != bands.dtype:
         raise RequestError(
@@ -230,7 +239,7 @@ def absolute(path: str) -> str:
 
 def request(source: Source, model: Model, options: Options) -> str:
     """Names what is asked for: the same for the same input, model and wishes."""
-    wishes = (options.cores, options.window, options.overlap, str(choose_device(options.device)))
+    wishes = (options.cores, options.window, options.overlap, options.bands, str(choose_device(options.device)))
     text = json.dumps(
         [image_fingerprint(source.path), model.digest, wishes, str(options.spacing), options.tissue, version("veca")]
     )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines import damage
 from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_run
 from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.inference import Prediction, Predictor
@@ -59,7 +60,7 @@ def segment(
     """
     clock = Clock()
     options = options or Options()
-    source = open_image(image)
+    source = open_image(image, bands=options.bands, strict=options.strict)
     job = Job.prepare(source, model, out / (name or source.name), options)
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
@@ -69,8 +70,11 @@ def segment(
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
         return earlier
     refuse_another(job)
+    told = len(source.warnings)
     with clock("predict"):
         job, predicted = predict_in_memory(job, tick, report)
+    for line in source.warnings[told:]:
+        report(line)
     with clock("check"):
         seam = seams(predicted.labels, job.grid)
         seam_record = SeamRecord(across=seam.across, elsewhere=seam.elsewhere) if seam else None
@@ -82,6 +86,7 @@ def segment(
     record = record.model_copy(update=found)
     write_run(job.folder, record)
     (job.folder / PLAN).unlink(missing_ok=True)
+    damage.forget(job.folder)
     source.close()
     return Bundle(job.folder, record)
 
@@ -230,6 +235,8 @@ def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet) -> Predic
 
     What was there before stays whole until then. Labels of this very job that are there already are taken as they are.
     """
+    if not job.options.overwrite:
+        damage.recall(job.source, job.folder, job.fingerprint)
     if not job.options.overwrite and (labels := published_labels(job)):
         return Predicted(labels, job.blocks, {})
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -246,6 +253,7 @@ def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet) -> Predic
         with closing(written):
             for done, _ in enumerate(written, start=resumed + 1):
                 tick(done, job.blocks)
+        damage.refuse_all_damaged(job.source, job.view.level)
         remove_result(job.folder)
         labels = canvas.publish(job.folder / LABELS)
     return Predicted(labels, resumed, clock.shares("read", "compute", "write"))
@@ -270,6 +278,7 @@ def block_writer(job: Job, canvas: Canvas) -> Callable[[Box, Prediction], None]:
     values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
 
     def write(block: Box, prediction: Prediction) -> None:
+        damage.remember(job.source, job.folder, job.fingerprint)
         canvas.write(block, prediction.labels(values, NODATA))
 
     return write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.damage import Damage
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
@@ -52,6 +53,15 @@ class Source(Protocol):
         ...
 
     @property
+    def damage(self) -> tuple[Damage, ...]:
+        """Tiles that could not be decoded so far, where the image was not opened as `strict`."""
+        ...
+
+    def note_damage(self, damages: Iterable[Damage]) -> None:
+        """Takes over what others found damaged: no data here too, and told in `warnings`."""
+        ...
+
+    @property
     def working_bytes(self) -> int:
         """Bytes that reading needs or keeps for itself, beside what it returns; a whole image where it has no tiles."""
         ...
@@ -59,7 +69,8 @@ class Source(Protocol):
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Pixels of `box` (in that level's pixels) as (H, W, bands) in the file's own dtype.
 
-        Raises ImageError for a box that leaves the level, or for data that cannot be decoded.
+        Raises ImageError for a box that leaves the level, or for data that cannot be decoded; where the image was not
+        opened as strict, a tile that cannot be decoded is zero and no data, and `damage` tells it.
         """
         ...
 

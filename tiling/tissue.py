@@ -74,6 +74,10 @@ def tissue_mask(image: View | Source, *, max_side: int = 2048) -> TissueMask:
     if mask is None:
         return _everywhere(size, "glass and tissue do not separate clearly: all of it is taken as tissue")
     cell = step * size.height / level_size.height, step * size.width / level_size.width
+    for damage in source.damage:
+        if damage.level == level:  # there may be tissue where nothing can be seen
+            top, left = damage.box.y // step, damage.box.x // step
+            mask[top : math.ceil(damage.box.bottom / step), left : math.ceil(damage.box.right / step)] = True
     return TissueMask(mask, cell, size, f"tissue covers {mask.mean():.0%} of the slide")
 
 

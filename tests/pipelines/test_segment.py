@@ -458,7 +458,7 @@ def test_an_export_that_does_not_exist_is_refused() -> None:
 
 def test_bands_that_do_not_fit_are_named(tmp_path: Path) -> None:
     image = write_raster(tmp_path / "a.tif", 70, 80)
-    with pytest.raises(RequestError, match=r"a.tif has 2 bands \(.*\), but places reads 3 \(red, green, blue\)"):
+    with pytest.raises(RequestError, match=r"a.tif has 2 bands \(.*\), but places reads 3 bands \(red, green, blue\)"):
         segment(image, model(3), tmp_path / "out", PLAIN)
 
 

@@ -16,7 +16,7 @@ import tifffile
 import zarr
 
 from tiling import Box, ImageError, Spacing, View, open_image
-from tiling.readers.damage import Damage, DamageLog
+from tiling.damage import Damage, DamageLog
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (256, 320, 3), dtype=np.uint8)
 BROKEN = Box(64, 128, 64, 64)

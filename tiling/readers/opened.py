@@ -14,10 +14,10 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.damage import Damage, DamageLog
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
-from tiling.readers.damage import Damage, DamageLog
 from tiling.source import Kind, Level, check_inside
 
 LAZY_SIDE = 1024
