@@ -60,6 +60,9 @@ def segment(
     tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also look into the folders below.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
+    dask: Annotated[
+        str | None, typer.Option(help="Run on a Dask cluster: tcp://host:8786, a scheduler file, or local:4.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -90,6 +93,8 @@ def segment(
         strict=strict,
         tissue=tissue,
         overwrite=overwrite,
+        dask=dask,
+        threads=threads,
     )
     loaded = load_model(model)
     check_folder(out)

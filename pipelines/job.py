@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,15 +27,18 @@ from pipelines.bundle import (
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
 from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, halvings, make_plan
-from tiling import Grid, Source, Spacing, View
+from tiling import Grid, Size, Source, Spacing, View
 from tiling.exports import EXPORTS
 from tiling.readers.opened import listed
 from veca_core import Model
+from veca_core.memory import NetworkSize
 from veca_core.model import network_size
 
 PLAN: Final = "plan.json"
 """Of a run that is not finished."""
 DEFAULT_EXPORTS: Final = ("mask", "areas", "preview")
+Planner = Callable[[NetworkSize, Size, int, int, Wishes], Plan]
+"""`make_plan`, or what does the same elsewhere."""
 PACKAGES: Final = ("veca", "torch", "numpy", "zarr", "tifffile", "rasterio")
 """Whose versions run.json records."""
 
@@ -61,6 +64,10 @@ class Options:
     """Whether a tile that cannot be decoded is an error; else it is no data and told in run.json."""
     overwrite: bool = False
     """Start anew where a result is there already."""
+    dask: str | None = None
+    """A Dask cluster to run on: 'tcp://host:8786', a scheduler file, or 'local:4'; None: this process."""
+    threads: int | None = None
+    """On a cluster: torch threads of each piece of work; None for one (local:N: this process's, shared out)."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.exports if name not in EXPORTS]
@@ -70,7 +77,8 @@ class Options:
     def check(self, model: Model) -> None:
         """Raises RequestError or ModelError for what this model can do for no image at all."""
         model.network.encoder.config.check_budget(self.cores)
-        choose_device(self.device)
+        if self.dask is None:
+            choose_device(self.device)
         if self.window is not None or self.overlap is not None:
             check_overlap(self.window or model.card.window, model.network.encoder.config.patch, self.overlap)
 
@@ -92,7 +100,7 @@ class Job:
     """Names request and plan."""
 
     @classmethod
-    def prepare(cls, source: Source, model: Model, folder: Path, options: Options) -> Job:
+    def prepare(cls, source: Source, model: Model, folder: Path, options: Options, planner: Planner = make_plan) -> Job:
         """Chooses view and plan; raises where the model cannot read this image."""
         check_bands(source, model)
         cores = model.network.encoder.config.check_budget(options.cores)
@@ -100,7 +108,7 @@ class Job:
         wishes = Wishes(cores, options.window, options.overlap, options.memory, options.device)
         full, window = model.network.encoder.config.cores, model.card.window
         asked = request(source, model, options)
-        plan = remembered_plan(folder, asked, make_plan(network_size(model.network), view.size, full, window, wishes))
+        plan = remembered_plan(folder, asked, planner(network_size(model.network), view.size, full, window, wishes))
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(asked, plan)
         return cls(source, model, view, plan, grid, folder, options, asked, mark)
@@ -173,9 +181,14 @@ class Job:
         return bundle if same else None
 
     def record(
-        self, resumed: int, seconds: dict[str, float], outputs: Sequence[str], exports: Sequence[str]
+        self,
+        resumed: int,
+        seconds: dict[str, float],
+        outputs: Sequence[str],
+        exports: Sequence[str],
+        peak: int | None = None,
     ) -> RunRecord:
-        """run.json."""
+        """run.json; the peak memory is this process's unless given."""
         source, size = self.source, self.source.levels[0].size
         spacing = source.georef.spacing(size)
         transform = self.view.georef.transform
@@ -199,7 +212,7 @@ class Job:
             blocks=self.blocks,
             resumed_blocks=resumed,
             seconds={name: round(value, 3) for name, value in seconds.items()},
-            peak_memory=peak_memory(torch.device(self.plan.device)),
+            peak_memory=peak_memory(torch.device(self.plan.device)) if peak is None else peak,
             outputs=tuple(outputs),
             exports=tuple(exports),
             warnings=source.warnings,
@@ -239,7 +252,9 @@ def absolute(path: str) -> str:
 
 def request(source: Source, model: Model, options: Options) -> str:
     """Names what is asked for: the same for the same input, model and wishes."""
-    wishes = (options.cores, options.window, options.overlap, options.bands, str(choose_device(options.device)))
+    # On a cluster the device is the workers', and need not be here.
+    device = options.device if options.dask else str(choose_device(options.device))
+    wishes = (options.cores, options.window, options.overlap, options.bands, device)
     text = json.dumps(
         [image_fingerprint(source.path), model.digest, wishes, str(options.spacing), options.tissue, version("veca")]
     )

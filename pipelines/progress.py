@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -81,6 +81,11 @@ class Clock:
             if isinstance(item, _End):
                 return
             yield item
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Counts what another clock has counted."""
+        for part, value in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + value
 
     def shares(self, *parts: str) -> dict[str, float]:
         """What part of the time that these took together each of them took; nothing before any time has passed."""

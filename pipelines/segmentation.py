@@ -7,10 +7,11 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_ru
 from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
-from pipelines.plan import CHUNK, choose_device, describe
+from pipelines.plan import CHUNK, describe, make_plan
 from pipelines.progress import Clock, Report, quiet
 from tiling import NODATA, Box, ImageError, LabelClass, open_image
 from tiling.canvas import Canvas
@@ -31,6 +32,9 @@ from tiling.readers.opened import short_name
 from tiling.seams import seams
 from tiling.tissue import tissue_mask
 from veca_core import Model
+
+if TYPE_CHECKING:
+    from pipelines.distribute import Team
 
 SUMMARY: Final = "summary.csv"
 SUMMARY_COLUMNS: Final = ("image", "status", "result", "cores", "seconds", "reason")
@@ -51,17 +55,24 @@ def segment(
     name: str | None = None,
     report: Report = quiet,
     tick: Tick = silent,
+    team: Team | None = None,
 ) -> Bundle:
     """Segments one image, a path or an array (H, W) or (H, W, bands), into the bundle `out`/`name`; returns that.
 
     The name is the image's unless given. A finished result of the same image, model and options is returned as it is,
-    an interrupted one is finished. Raises ImageError, ModelError or RequestError for what cannot be done; nothing is
-    then left under a final name.
+    an interrupted one is finished. With `options.dask` a cluster does the work, or a `team` of it that is hired
+    already. Raises ImageError, ModelError or RequestError for what cannot be done; nothing is then left under a final
+    name.
     """
     clock = Clock()
     options = options or Options()
+    if options.dask and team is None:
+        with hired(model, out, options, [image], report) as team:
+            return segment(image, model, out, options, name=name, report=report, tick=tick, team=team)
+    if team:
+        options = replace(options, device=team.device)
     source = open_image(image, bands=options.bands, strict=options.strict)
-    job = Job.prepare(source, model, out / (name or source.name), options)
+    job = Job.prepare(source, model, out / (name or source.name), options, team.plan if team else make_plan)
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
     earlier = None if options.overwrite else job.finished()
@@ -72,16 +83,15 @@ def segment(
     refuse_another(job)
     told = len(source.warnings)
     with clock("predict"):
-        job, predicted = predict_in_memory(job, tick, report)
+        job, predicted = predict_in_memory(job, tick, report, team)
     for line in source.warnings[told:]:
         report(line)
     with clock("check"):
-        seam = seams(predicted.labels, job.grid)
-        seam_record = SeamRecord(across=seam.across, elsewhere=seam.elsewhere) if seam else None
+        seam_record = team.look_for_seams(job) if team else look_for_seams(job, predicted.labels)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
     with clock("export"):
-        outputs = [path for row in exports for path in EXPORTS[row](predicted.labels, job.folder, job.view, job.tags)]
-    record = job.record(predicted.resumed, clock.seconds, (LABELS, *(path.name for path in outputs)), exports)
+        outputs = team.export(job, exports) if team else export_labels(job, predicted.labels, exports)
+    record = job.record(predicted.resumed, clock.seconds, (LABELS, *outputs), exports, predicted.peak)
     found = {"shares": predicted.shares, "steps_down": predicted.steps_down, "seams": seam_record}
     record = record.model_copy(update=found)
     write_run(job.folder, record)
@@ -124,28 +134,47 @@ def segment_all(
     Raises ModelError or RequestError, before the first image, for what none of them could be run with.
     """
     options = options or Options()
-    model.network.encoder.config.check_budget(options.cores)
-    choose_device(options.device)
-    options = options or Options()
     options.check(model)
+    named = list(zip(images, bundle_names(images), strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    results: list[Bundle | Failure] = []
-    for number, (image, name) in enumerate(zip(images, bundle_names(images), strict=True), start=1):
-        report(f"[{number}/{len(images)}] {image}")
-        try:
-            results.append(segment(image, model, out, options, name=name, report=report, tick=tick))
-        except USER_ERRORS as error:
-            results.append(Failure(image, str(error)))
-            report(f"failed: {error}")
-        except OSError as error:
-            reason = said_by_system(error)
-            results.append(Failure(image, reason))
-            report(f"failed: {reason}")
-        except Exception as error:  # One bad image never ends a batch.
-            results.append(Failure(image, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-            report(f"failed: {error}\n{traceback.format_exc()}")
+    with hired(model, out, options, images, report) if options.dask else nullcontext() as team:
+
+        def one(number: int) -> Bundle | Failure:
+            image, name = named[number]
+            report(f"[{number + 1}/{len(images)}] {image}")
+            say, move = (team.voice(name, report), team.share_of(tick)) if team else (report, tick)
+            run = partial(segment, image, model, out, options, name=name, report=say, tick=move, team=team)
+            return attempt(image, run, say)
+
+        numbers = range(len(images))
+        results = team.map(one, numbers) if team else [one(number) for number in numbers]
     write_summary(images, results, out / SUMMARY)
     return results
+
+
+def attempt(image: Path, run: Callable[[], Bundle], report: Report) -> Bundle | Failure:
+    """One image of a batch: whatever goes wrong is reported, and is its failure alone."""
+    try:
+        return run()
+    except USER_ERRORS as error:
+        reason = str(error)
+        report(f"failed: {reason}")
+    except OSError as error:
+        reason = said_by_system(error)
+        report(f"failed: {reason}")
+    except Exception as error:  # One bad image never ends a batch.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        report(f"failed: {error}\n{traceback.format_exc()}")
+    return Failure(image, reason)
+
+
+def hired(
+    model: Model, out: Path, options: Options, images: Sequence[Any], report: Report
+) -> AbstractContextManager[Team]:
+    """The workers of `options.dask`."""
+    from pipelines.distribute import hire  # loads Dask's scheduler, which few runs need
+
+    return hire(model, options, out, images, report)
 
 
 def bundle_names(images: Sequence[Path]) -> list[str]:
@@ -204,9 +233,11 @@ class Predicted:
     """Of the time that predicting took: waiting for pixels, computing, waiting for what is written."""
     steps_down: tuple[str, ...] = ()
     """What was given up because memory ran out."""
+    peak: int | None = None
+    """Largest peak memory of a team's workers, in bytes."""
 
 
-def predict_in_memory(job: Job, tick: Tick, report: Report) -> tuple[Job, Predicted]:
+def predict_in_memory(job: Job, tick: Tick, report: Report, team: Team | None = None) -> tuple[Job, Predicted]:
     """`predict_labels`; with half the window, anew, as often as even one window at a time is too much for the device.
 
     Returns what was done with the job that it was done for in the end. Raises RequestError where nothing smaller is
@@ -220,7 +251,7 @@ def predict_in_memory(job: Job, tick: Tick, report: Report) -> tuple[Job, Predic
 
     while True:
         try:
-            return job, replace(predict_labels(job, tick, note), steps_down=tuple(steps))
+            return job, replace(predict_labels(job, tick, note, team), steps_down=tuple(steps))
         except torch.OutOfMemoryError:
             smaller = job.with_half_the_window()
         # Here, not in the handler: its traceback would hold on to what did not fit.
@@ -230,7 +261,7 @@ def predict_in_memory(job: Job, tick: Tick, report: Report) -> tuple[Job, Predic
         job = smaller
 
 
-def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet) -> Predicted:
+def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet, team: Team | None = None) -> Predicted:
     """Fills the canvas block by block and publishes it.
 
     What was there before stays whole until then. Labels of this very job that are there already are taken as they are.
@@ -241,22 +272,33 @@ def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet) -> Predic
         return Predicted(labels, job.blocks, {})
     job.folder.mkdir(parents=True, exist_ok=True)
     remember_plan(job)
-    with open_canvas(job, job.folder / f"{LABELS}.partial") as canvas:
+    # Absolute, because the canvas may travel to other processes.
+    with open_canvas(job, job.folder.absolute() / f"{LABELS}.partial") as canvas:
         resumed = sum(canvas.is_done(block) for block in canvas.blocks)
-        missing = (block for block in canvas.blocks if not canvas.is_done(block))
-        predictor, clock = open_predictor(job, stepped_down), Clock()
-        tissue = tissue_mask(job.view) if job.searches_tissue and resumed < job.blocks else None
+        clock, peak = Clock(), None
         tick(resumed, job.blocks)
-        written = predictor.predict_blocks(
-            job.view, job.grid, missing, block_writer(job, canvas), tissue=tissue, clock=clock
-        )
-        with closing(written):
-            for done, _ in enumerate(written, start=resumed + 1):
-                tick(done, job.blocks)
+        if team:
+            peak = team.fill(job, canvas, tick, stepped_down, clock)
+        else:
+            fill(job, canvas, tick, stepped_down, clock)
         damage.refuse_all_damaged(job.source, job.view.level)
         remove_result(job.folder)
         labels = canvas.publish(job.folder / LABELS)
-    return Predicted(labels, resumed, clock.shares("read", "compute", "write"))
+    return Predicted(labels, resumed, clock.shares("read", "compute", "write"), peak=peak)
+
+
+def fill(job: Job, canvas: Canvas, tick: Tick, stepped_down: Report, clock: Clock) -> None:
+    """Does the blocks that are missing, in this process."""
+    done = sum(canvas.is_done(block) for block in canvas.blocks)
+    missing = (block for block in canvas.blocks if not canvas.is_done(block))
+    predictor = open_predictor(job, stepped_down)
+    tissue = tissue_mask(job.view) if job.searches_tissue and done < job.blocks else None
+    written = predictor.predict_blocks(
+        job.view, job.grid, missing, block_writer(job, canvas), tissue=tissue, clock=clock
+    )
+    with closing(written):
+        for number, _ in enumerate(written, start=done + 1):
+            tick(number, job.blocks)
 
 
 def open_predictor(job: Job, stepped_down: Report = quiet) -> Predictor:
@@ -275,13 +317,29 @@ def open_predictor(job: Job, stepped_down: Report = quiet) -> Predictor:
 
 def block_writer(job: Job, canvas: Canvas) -> Callable[[Box, Prediction], None]:
     """What is done with the prediction of a block: its labels go into the canvas, NODATA where nothing was seen."""
-    values = np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
+    values = class_values(job)
 
     def write(block: Box, prediction: Prediction) -> None:
         damage.remember(job.source, job.folder, job.fingerprint)
         canvas.write(block, prediction.labels(values, NODATA))
 
     return write
+
+
+def class_values(job: Job) -> NDArray[np.uint8]:
+    """(classes,) what stands for each class in the labels."""
+    return np.array([c.value for c in job.model.card.classes], dtype=np.uint8)
+
+
+def look_for_seams(job: Job, labels: Labels) -> SeamRecord | None:
+    """Whether the borders of windows show in the labels."""
+    seam = seams(labels, job.grid)
+    return SeamRecord(across=seam.across, elsewhere=seam.elsewhere) if seam else None
+
+
+def export_labels(job: Job, labels: Labels, exports: Sequence[str]) -> list[str]:
+    """Makes exports from the published labels; returns the names of the files."""
+    return [path.name for row in exports for path in EXPORTS[row](labels, job.folder, job.view, job.tags)]
 
 
 def published_labels(job: Job) -> Labels | None:

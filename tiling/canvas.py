@@ -157,9 +157,10 @@ class Canvas:
         """The blocks that any process noted until now, with the CRC-32 of their labels."""
         return self._journal.read()
 
-    def damaged(self) -> list[Box]:
-        """The blocks that were noted, but whose labels cannot be read back as they were stored."""
-        return [box for box, crc in self.noted().items() if _read_crc(self._level0, box) != crc]
+    def damaged(self, among: Collection[Box] | None = None) -> list[Box]:
+        """The blocks (of all, or among some) that were noted, but cannot be read back as they were stored."""
+        noted = self.noted()
+        return [box for box in (noted if among is None else among) if _read_crc(self._level0, box) != noted.get(box)]
 
     def forget(self, boxes: Collection[Box]) -> None:
         """Takes blocks off the list of those that are done."""

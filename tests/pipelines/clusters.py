@@ -1,0 +1,87 @@
+"""Dask clusters as users start them: a scheduler and workers, each its own program of the `dask` command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+
+DASK = Path(sys.executable).with_name("dask")
+ROOT = Path(__file__).parents[2]
+WITHOUT_VECA = "import sys\nfor name in ('pipelines', 'tiling', 'veca_core'):\n    sys.modules[name] = None\n"
+"""A preload that makes a program one in whose environment veca is not installed."""
+ANOTHER_VERSION = (
+    "import importlib.metadata as m\n"
+    "m.version = lambda name, true=m.version: '0.0.9' if name == 'veca' else true(name)\n"
+)
+SMALL_BLOCKS = "import pipelines.plan\npipelines.plan.BLOCKS = (512,)\n"
+"""A preload after which images of a thousand pixels make several blocks."""
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Returns when the condition holds; fails where it does not in time."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "this did not happen in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def program(*words: object, folder: Path, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a session of its own, and all that it started; ends with the block."""
+    setting = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [str(word) for word in words], cwd=folder, stdout=file, stderr=file, env=setting, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+class Cluster:
+    """A scheduler and its workers, in a folder of their own."""
+
+    def __init__(self, folder: Path, opened: ExitStack) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self._opened = opened
+        self._count = 0
+        # The scheduler needs no veca, so it gets none.
+        without = self.preload("without_veca", WITHOUT_VECA)
+        words = ("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", self.file)
+        self.scheduler = opened.enter_context(self._dask(*words, "--preload", without))
+        wait_for(self.file.exists)
+
+    def preload(self, name: str, code: str) -> Path:
+        path = self.folder / f"{name}.py"
+        path.write_text(code, encoding="utf-8")
+        return path
+
+    def add(self, *words: object, preload: str = SMALL_BLOCKS, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        """Starts one worker; it may take some seconds to join."""
+        self._count += 1
+        path = self.preload(f"worker_{self._count}", preload)
+        common = ("worker", "--scheduler-file", self.file, "--host", "127.0.0.1", "--no-dashboard", "--preload", path)
+        scratch = self.folder / f"scratch-{self._count}"
+        return self._opened.enter_context(self._dask(*common, "--local-directory", scratch, *words, cwd=cwd))
+
+    def _dask(self, *words: object, cwd: Path | None = None) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        log = self.folder / f"{words[0]}-{self._count}.log"
+        return program(DASK, *words, folder=cwd or self.folder, log=log, OMP_NUM_THREADS="1")
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """A scheduler without workers yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened:
+        yield Cluster(folder, opened)

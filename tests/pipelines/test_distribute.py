@@ -1,0 +1,435 @@
+"""A cluster gives what one process gives, to the byte, whatever happens to its workers; and says what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from clusters import ANOTHER_VERSION, WITHOUT_VECA, Cluster, cluster, program, wait_for
+from distributed import Client
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from places import model, seeded_network
+
+from pipelines import Bundle, Options, segment, segment_all
+from pipelines.distribute import AHEAD, Team, cut
+from pipelines.errors import RequestError
+from pipelines.segmentation import Failure
+from tiling import ImageError, Size
+from tiling.grid import blocks
+from veca_core import Model, load_model, save_model
+
+if TYPE_CHECKING:
+    from conftest import Veca
+
+VECA = Path(sys.executable).with_name("veca")
+PLAIN = Options(device="cpu", exports=("mask", "areas"))
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model folder with random weights, window 128 px."""
+    card = model().card
+    card = card.model_copy(update={"name": "random", "classes": card.classes[:5], "window": 128})
+    folder = tmp_path_factory.mktemp("model") / "random"
+    save_model(folder, seeded_network(card), card)
+    return load_model(folder)
+
+
+def write_scene(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    """A picture of patches that a random network tells apart."""
+    cells = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
+    pixels = cells.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+    Image.fromarray(pixels).save(path, compress_level=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1100 x 1500 px, so 9 blocks of 512 px."""
+    return write_scene(tmp_path_factory.mktemp("scene") / "scene.png", 1100, 1500)
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers, as separate programs."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as started:
+        for _ in range(2):
+            started.add("--nthreads", 1)
+        with client(started) as looking:
+            looking.wait_for_workers(2, timeout=60)
+        yield started
+
+
+@contextlib.contextmanager
+def client(of: Cluster) -> Iterator[Client]:
+    with Client(scheduler_file=str(of.file), timeout=20) as looking:
+        yield looking
+
+
+@pytest.fixture(scope="module")
+def local(scene: Path, used: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The scene, segmented by this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.plan.BLOCKS", (512,))
+        return segment(scene, used, tmp_path_factory.mktemp("local"), PLAIN)
+
+
+def content(bundle: Bundle) -> dict[str, bytes]:
+    """Every file of a result but its story."""
+    files = [path for path in bundle.folder.rglob("*") if path.is_file() and path.name != "run.json"]
+    return {str(path.relative_to(bundle.folder)): path.read_bytes() for path in files}
+
+
+def on(where: Cluster, **changed: object) -> Options:
+    return replace(PLAIN, dask=str(where.file), **changed)  # type: ignore[arg-type]
+
+
+def test_workers_started_by_hand_give_the_bytes_of_a_local_run(
+    workers: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    said = list[str]()
+    bundle = segment(scene, used, tmp_path, on(workers), report=said.append)
+    assert {"mask.tif", "areas.csv", "labels.zarr/zarr.json", "labels.zarr/0/c/2/2"} <= content(bundle).keys()
+    assert len(np.unique(bundle.labels().read(bundle.labels().size.box))) > 2
+    assert content(bundle) == content(local)
+    assert bundle.run.fingerprint == local.run.fingerprint
+    assert bundle.run.blocks == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["scene"]
+    assert any("2 workers take part" in line for line in said)
+    # And what is finished there is finished here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.plan.BLOCKS", (512,))
+        segment(scene, used, tmp_path, PLAIN, report=said.append)
+    assert "holds this very result already" in said[-1]
+
+
+def test_a_model_is_loaded_once_a_worker(workers: Cluster, scene: Path, used: Model, tmp_path: Path) -> None:
+    def loaded() -> list[int]:
+        from pipelines.worker import _MODELS
+
+        return [id(loaded) for loaded in _MODELS.values()]
+
+    segment(scene, used, tmp_path / "a", on(workers))
+    with client(workers) as looking:
+        before = looking.run(loaded)
+        segment(scene, used, tmp_path / "b", on(workers))
+        assert looking.run(loaded) == before
+        assert [len(models) for models in before.values()] == [1, 1]
+
+
+def test_a_worker_uses_the_threads_it_is_told(workers: Cluster, scene: Path, used: Model, tmp_path: Path) -> None:
+    with client(workers) as looking:
+        for threads in (None, 3):
+            segment(scene, used, tmp_path / str(threads), on(workers, threads=threads))
+            asked = [looking.submit(torch.get_num_threads, workers=[w], pure=False) for w in looking.nthreads()]
+            assert {future.result() for future in asked} == {threads or 1}
+
+
+def test_a_worker_that_is_killed_in_mid_run_changes_nothing(
+    workers: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    said, killed = list[str](), list[int]()
+    with client(workers) as looking:
+
+        def kill(done: int, total: int) -> None:
+            if 0 < done < total and not killed:
+                (pid, *_) = looking.run(os.getpid).values()
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+        bundle = segment(scene, used, tmp_path, on(workers), report=said.append, tick=kill)
+        assert killed
+        assert content(bundle) == content(local)
+        # Its nanny starts another, which is asked before it gets work.
+        looking.wait_for_workers(2, timeout=60)
+        assert killed[0] not in looking.run(os.getpid).values()
+    again = segment(scene, used, tmp_path / "again", on(workers))
+    assert content(again) == content(local)
+
+
+def test_images_are_interleaved_and_one_that_fails_ends_nothing(
+    workers: Cluster, used: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [write_scene(tmp_path / f"{i}.png", 530, 700 + i, seed=i) for i in range(6)]
+    cut_short = tmp_path / "short.png"
+    cut_short.write_bytes(images[0].read_bytes()[:9000])
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    images[2:2] = [cut_short, tmp_path / "text.png"]
+    spans, ticks, tasks = list[tuple[float, float]](), list[tuple[int, int]](), list[int]()
+    fill = Team.fill
+
+    def timed(self: Team, *arguments: object) -> object:
+        started = time.monotonic()
+        try:
+            return fill(self, *arguments)  # type: ignore[arg-type]
+        finally:
+            spans.append((started, time.monotonic()))
+
+    monkeypatch.setattr(Team, "fill", timed)
+    with client(workers) as looking:
+
+        def tick(done: int, total: int) -> None:
+            ticks.append((done, total))
+            tasks.append(looking.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+        results = segment_all(images, used, tmp_path / "out", on(workers), tick=tick)
+    assert [type(result) for result in results] == [Bundle] * 2 + [Failure] * 2 + [Bundle] * 4
+    assert all("short.png" in r.reason or "text.png" in r.reason for r in results if isinstance(r, Failure))
+    assert (tmp_path / "out" / "summary.csv").read_text(encoding="utf-8").count("\n") == 9
+    assert max(done for done, _ in ticks) == sum(r.run.blocks for r in results if isinstance(r, Bundle)) == 24
+    # Images are under way together, and yet few of their 24 pieces and 12 other tasks are in flight at once.
+    assert max(sum(start < at < end for start, end in spans) for at in (end - 1e-6 for _, end in spans)) > 1
+    assert max(tasks) <= AHEAD * 2 + 8
+    monkeypatch.setattr("pipelines.plan.BLOCKS", (512,))
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, Bundle):
+            assert content(result) == content(segment(image, used, tmp_path / "local", PLAIN))
+
+
+def test_a_run_that_is_interrupted_takes_its_work_back_and_goes_on_from_there(
+    workers: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    words = (
+        VECA,
+        "segment",
+        scene,
+        "--model",
+        used.folder,
+        "--out",
+        tmp_path,
+        "--dask",
+        workers.file,
+        "--device",
+        "cpu",
+    )
+    log, journal = tmp_path / "log.txt", tmp_path / "scene" / "labels.zarr.partial" / "journal.txt"
+    with client(workers) as looking, program(*words, "--exports", "mask,areas", folder=tmp_path, log=log) as run:
+        wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 2)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(30) == 130
+        wait_for(lambda: not looking.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+    said = log.read_text(encoding="utf-8")
+    assert said.strip().splitlines()[-1].endswith("veca: stopped; the same command goes on from here")
+    assert "Traceback" not in said
+    assert not (tmp_path / "scene" / "run.json").exists()
+    bundle = segment(scene, used, tmp_path, on(workers))
+    assert 2 <= bundle.run.resumed_blocks < 9
+    assert content(bundle) == content(local)
+
+
+def test_a_run_whose_client_is_killed_goes_on_from_there(
+    workers: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    words = (
+        VECA,
+        "segment",
+        scene,
+        "--model",
+        used.folder,
+        "--out",
+        tmp_path,
+        "--dask",
+        workers.file,
+        "--device",
+        "cpu",
+    )
+    journal = tmp_path / "scene" / "labels.zarr.partial" / "journal.txt"
+    with program(*words, folder=tmp_path, log=tmp_path / "log.txt") as run:
+        wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 2)
+        run.kill()
+        run.wait(10)
+    bundle = segment(scene, used, tmp_path, on(workers))
+    assert bundle.run.resumed_blocks >= 2
+    assert content(bundle) == content(local)
+
+
+def test_processes_of_this_machine_do_a_batch(veca: Veca, scene: Path, used: Model, tmp_path: Path) -> None:
+    small = [write_scene(tmp_path / f"{i}.png", 90, 200 + i, seed=i) for i in range(3)]
+    (tmp_path / "bad.png").touch()
+    words = ("segment", *small, tmp_path / "bad.png", scene, "--model", used.folder, "--device", "cpu")
+    said = veca(*words, "--out", tmp_path / "dask", "--dask", "local:2", "--memory", "6GiB", "--json")
+    assert said.status == 1, said.err
+    assert "1 of 5 images failed" in said.err
+    results = json.loads(said.out)
+    assert "bad.png: the file is empty" in results[3]["error"]
+    veca(*words, "--out", tmp_path / "local")
+    for name in ("0", "1", "2", "scene"):
+        assert content(Bundle.open(tmp_path / "dask" / name)) == content(Bundle.open(tmp_path / "local" / name))
+    # Two processes and this one share what --memory allows.
+    assert all(result["run"]["plan"]["memory"] < 3.5 * 2**30 for result in results if "run" in result)
+    assert not [child for child in psutil.Process().children(recursive=True) if "distributed" in str(child.cmdline())]
+
+
+# What is wrong with a cluster is said in one line.
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9; is it running"),
+        ("nowhere.invalid:8786", "no Dask scheduler answers at nowhere.invalid:8786"),
+        ("local:0", "cannot read 'local:0' as a number of processes; write local:4"),
+        ("local:many", "cannot read 'local:many' as a number of processes"),
+        ("none.json", "--dask 'none.json' is neither a file nor an address; write tcp://host:8786"),
+        ("http://127.0.0.1:8786", "is neither a file nor an address"),
+        ("empty.json", "empty.json is no scheduler file; give the one that `dask scheduler --scheduler-file` writes"),
+        ("list.json", "list.json is no scheduler file"),
+        ("odd.json", "odd.json names no address of a scheduler, but 'somewhere'"),
+        ("old.json", "no Dask scheduler answers at tcp://127.0.0.1:9 (from old.json)"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_said_in_one_line(
+    veca: Veca, tmp_path: Path, used: Model, monkeypatch: pytest.MonkeyPatch, address: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.cluster.PATIENCE", 1)
+    image = write_scene(tmp_path / "a.png", 30, 40)
+    files = {"empty": "", "list": "[1]", "odd": '{"address": "somewhere"}', "old": '{"address": "tcp://127.0.0.1:9"}'}
+    for name, text in files.items():
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    said = veca("segment", image, "-m", used.folder, "-o", "out", "--dask", address)
+    assert said.status == 2
+    assert reason in said.line
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler without workers, for those that are wrong in some way."""
+    with cluster(tmp_path_factory.mktemp("waiting")) as started:
+        yield started
+
+
+def test_a_scheduler_without_workers_is_waited_for_and_then_said(
+    waiting: Cluster, scene: Path, used: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.crew.WAIT", 0.5)
+    said = list[str]()
+    with pytest.raises(RequestError, match=r"no worker has joined the scheduler at .*scheduler\.json"):
+        segment(scene, used, tmp_path, on(waiting), report=said.append)
+    assert said == [f"waiting for a worker to join the scheduler at {waiting.file}"]
+
+
+@contextlib.contextmanager
+def one_worker(of: Cluster, *words: object, **how: object) -> Iterator[None]:
+    """The only worker there is, as long as the block lasts."""
+    process = of.add("--nthreads", 1, *words, **how)  # type: ignore[arg-type]
+    with client(of) as looking:
+        looking.wait_for_workers(1, timeout=60)
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            wait_for(lambda: not looking.nthreads())
+
+
+@pytest.mark.parametrize(
+    ("preload", "reason"),
+    [
+        (WITHOUT_VECA, "it has no pipelines.*; install veca there, the same version as here"),
+        (ANOTHER_VERSION, r"it has veca 0\.0\.9 \(here .*\); install the same versions"),
+    ],
+    ids=["without veca", "another version"],
+)
+def test_workers_of_another_kind_are_told(
+    waiting: Cluster, scene: Path, used: Model, tmp_path: Path, preload: str, reason: str
+) -> None:
+    with (
+        one_worker(waiting, preload=preload),
+        pytest.raises(RequestError, match=f"no worker of .* can take part; each says: {reason}"),
+    ):
+        segment(scene, used, tmp_path, on(waiting))
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_that_do_not_see_the_same_files_are_told_and_a_model_is_sent_to_them(
+    waiting: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path through /proc/self/cwd is another place in each process, as a folder is that is not mounted everywhere."""
+    here, there = Path("/proc/self/cwd"), tmp_path / "worker"
+    there.mkdir()
+    (tmp_path / "client").mkdir()
+    monkeypatch.chdir(tmp_path / "client")
+    save_model(Path("hidden"), used.network, used.card)
+    hidden = load_model(here / "hidden")
+    Path("images").mkdir()
+    Path("images/a.png").write_bytes(scene.read_bytes())
+    with one_worker(waiting, cwd=there):
+        with pytest.raises(RequestError, match="it does not see /proc/self/cwd/images; every worker needs the images"):
+            segment(here / "images" / "a.png", hidden, tmp_path / "out", on(waiting))
+        with pytest.raises(RequestError, match="it does not see /proc/self/cwd/out; every worker needs the --out"):
+            segment(scene, hidden, here / "out", on(waiting))
+        (there / "out").mkdir()
+        with pytest.raises(RequestError, match="its /proc/self/cwd/out is another folder; every worker must share it"):
+            segment(scene, hidden, here / "out", on(waiting))
+        assert not list((there / "out").iterdir())
+        assert not list((tmp_path / "client" / "out").iterdir())
+        (there / "images").mkdir()
+        with pytest.raises(ImageError, match="does not see it; every worker needs the same path"):
+            segment(here / "images" / "a.png", hidden, tmp_path / "out", on(waiting))
+        (there / "images" / "a.png").write_bytes(b"another file")
+        with pytest.raises(ImageError, match="sees another file there, of 12 bytes"):
+            segment(here / "images" / "a.png", hidden, tmp_path / "out", on(waiting))
+        bundle = segment(scene, hidden, tmp_path / "out", on(waiting))
+        assert content(bundle).keys() == content(local).keys()
+        assert bundle.areas() == local.areas()
+
+
+def test_a_scheduler_that_goes_away_ends_the_run_in_one_line_and_another_goes_on(
+    scene: Path, used: Model, local: Bundle, tmp_path: Path, workers: Cluster
+) -> None:
+    with cluster(tmp_path / "cluster") as dying:
+        dying.add("--nthreads", 1)
+
+        def end(done: int, _total: int) -> None:
+            if done:
+                dying.scheduler.kill()
+
+        results = segment_all([scene], used, tmp_path / "out", on(dying), tick=end)
+        assert [type(result) for result in results] == [Failure]
+        assert isinstance(results[0], Failure)
+        assert "scheduler.json is gone; the same command goes on from here when it is back" in results[0].reason
+    bundle = segment(scene, used, tmp_path / "out", on(workers))
+    assert bundle.run.resumed_blocks >= 1
+    assert content(bundle) == content(local)
+
+
+def test_each_worker_plans_within_its_own_share(waiting: Cluster, scene: Path, used: Model, tmp_path: Path) -> None:
+    with one_worker(waiting, "--nthreads", 2, "--memory-limit", "3GiB"):
+        bundle = segment(scene, used, tmp_path, on(waiting))
+        held = 3 * 0.7 * 2**30 - 2 * (3 * 0.7 * 2**30 - bundle.run.plan.memory)
+        assert 100 * 2**20 < held < 2**30, "what the process held, and half of what was left to it"
+        assert bundle.run.plan.predicted <= bundle.run.plan.memory
+        assert 0 < bundle.run.peak_memory < 0.7 * 3 * 2**30
+        with pytest.raises(RequestError, match=r"is not enough: the smallest plan .* allow more with --memory"):
+            segment(scene, used, tmp_path / "little", on(waiting, memory=10 * 2**20))
+
+
+def test_a_gpu_of_one_machine_and_pixels_in_memory_cannot_be_sent_to_a_cluster(used: Model, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="with --dask give cuda: each worker uses its own"):
+        segment(tmp_path / "a.png", used, tmp_path, Options(device="cuda:1", dask="local:1"))
+    with pytest.raises(RequestError, match="an array cannot be sent to a cluster"):
+        segment(np.zeros((9, 9, 3), np.uint8), used, tmp_path, Options(dask="local:1"), name="a")
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([64, 512]), st.sampled_from([1, 2, 8]))
+def test_pieces_hold_every_block_once_and_row_by_row(height: int, width: int, block: int, side: int) -> None:
+    whole = list(blocks(Size(height, width), block))
+    pieces = cut(whole, block * side)
+    assert sorted((box for piece in pieces for box in piece), key=whole.index) == whole
+    assert all(piece == sorted(piece, key=lambda box: (box.y, box.x)) for piece in pieces)
+    assert all(len(piece) <= side**2 for piece in pieces)
