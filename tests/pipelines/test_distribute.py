@@ -190,7 +190,8 @@ def test_images_are_interleaved_and_one_that_fails_ends_nothing(
     assert [type(result) for result in results] == [Bundle] * 2 + [Failure] * 2 + [Bundle] * 4
     assert all("short.png" in r.reason or "text.png" in r.reason for r in results if isinstance(r, Failure))
     assert (tmp_path / "out" / "summary.csv").read_text(encoding="utf-8").count("\n") == 9
-    assert max(done for done, _ in ticks) == sum(r.run.blocks for r in results if isinstance(r, Bundle)) == 24
+    assert sum(result.run.blocks for result in results if isinstance(result, Bundle)) == 24
+    assert max(done for done, _ in ticks) >= 24, "all images are counted together, also what was done of one that fails"
     # Images are under way together, and yet few of their 24 pieces and 12 other tasks are in flight at once.
     assert max(sum(start < at < end for start, end in spans) for at in (end - 1e-6 for _, end in spans)) > 1
     assert max(tasks) <= AHEAD * 2 + 8
