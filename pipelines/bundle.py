@@ -164,6 +164,13 @@ class Bundle:
         path = self.folder / "preview.png"
         return path if path.is_file() else None
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What every export says about where it came from."""
+        run = self.run
+        versions = run.versions.get("veca", "")
+        return export_tags(run.model.name, run.model.digest, run.plan.cores, run.fingerprint, versions)
+
     def labels(self) -> Labels:
         """The label image."""
         return Labels.open(self.folder / LABELS)
@@ -184,6 +191,17 @@ class Bundle:
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
+
+
+def export_tags(model: str, digest: str, cores: int, run: str, veca: str) -> dict[str, str]:
+    """What every export says about where it came from."""
+    return {
+        "VECA_MODEL": model,
+        "VECA_MODEL_SHA256": digest,
+        "VECA_CORES": str(cores),
+        "VECA_RUN": run,
+        "VECA_VERSION": veca,
+    }
 
 
 def find_bundles(folder: Path) -> Iterator[Bundle]:

@@ -54,7 +54,7 @@ def segment(
     window: Window = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
     spacing: SpacingText = None,
-    exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,areas,preview",
+    exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,regions,areas,preview",
     bands: Bands = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a tile cannot be decoded.")] = False,
     tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
@@ -272,6 +272,31 @@ def evaluate(
         print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores], "rivals": rivals})
     else:
         print_lines([result.table()])
+
+
+@app.command()
+def convert(
+    bundles: Annotated[list[Path], typer.Argument(help="Results: the folders that hold a run.json.")],
+    exports: Annotated[str, typer.Option(help="mask, regions, geojson, geopackage, geoparquet, areas, preview ...")],
+    simplify: Annotated[str | None, typer.Option(help="Leave out corners of regions up to this, like 1.5px.")] = None,
+    min_area: Annotated[str | None, typer.Option(help="Leave out smaller regions, like 20um2 or 100m2.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Regions of these classes only, like nucleus.")] = None,
+    objects: Annotated[str, typer.Option(help="What QuPath makes of regions: annotation or detection.")] = "annotation",
+    origin: Annotated[str, typer.Option(help="Of a bounded slide's pixels: slide or bounds.")] = "slide",
+    as_json: Json = False,
+) -> None:
+    """Make more exports of finished results; needs no model.
+
+    Example: veca convert results/slide --exports geojson --classes nucleus --objects detection
+    """
+    from pipelines.convert import convert as run
+    from pipelines.convert import parse_wishes
+
+    wishes = parse_wishes(simplify, min_area, classes, objects, origin)
+    names = [name.strip() for name in exports.split(",") if name.strip()]
+    done = [run(bundle, names, wishes, report=to_stderr) for bundle in bundles]
+    if as_json:
+        print_json([{"folder": str(b.folder), "run": b.run.model_dump(mode="json")} for b in done])
 
 
 @app.command()

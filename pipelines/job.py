@@ -22,6 +22,7 @@ from pipelines.bundle import (
     ModelRecord,
     PlanRecord,
     RunRecord,
+    export_tags,
     image_fingerprint,
 )
 from pipelines.errors import RequestError
@@ -36,7 +37,7 @@ from veca_core.model import network_size
 
 PLAN: Final = "plan.json"
 """Of a run that is not finished."""
-DEFAULT_EXPORTS: Final = ("mask", "areas", "preview")
+DEFAULT_EXPORTS: Final = ("mask", "regions", "areas", "preview")
 Planner = Callable[[NetworkSize, Size, int, int, Wishes], Plan]
 """`make_plan`, or what does the same elsewhere."""
 PACKAGES: Final = ("veca", "torch", "numpy", "zarr", "tifffile", "rasterio")
@@ -162,13 +163,8 @@ class Job:
     @property
     def tags(self) -> dict[str, str]:
         """What every export says about where it came from."""
-        return {
-            "VECA_MODEL": self.model.card.name,
-            "VECA_MODEL_SHA256": self.model.digest,
-            "VECA_CORES": str(self.plan.cores),
-            "VECA_RUN": self.fingerprint,
-            "VECA_VERSION": version("veca"),
-        }
+        model, cores = (self.model.card.name, self.model.digest), self.plan.cores
+        return export_tags(*model, cores, self.fingerprint, version("veca"))
 
     def finished(self) -> Bundle | None:
         """The result that is there already, if it is of this very job."""

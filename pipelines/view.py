@@ -19,6 +19,10 @@ FILES: Final[dict[str, str]] = {
     "regions.gpkg": "application/geopackage+sqlite3",
     "regions.csv": "text/csv",
     "areas.csv": "text/csv",
+    "regions.csv": "text/csv",
+    "regions.geojson": "application/geo+json",
+    "regions.gpkg": "application/geopackage+sqlite3",
+    "regions.parquet": "application/vnd.apache.parquet",
     "preview.png": "image/png",
 }
 """Files of a result that a person may want to keep, and what they are."""

@@ -30,4 +30,14 @@ EXPORTS: Final[dict[str, Export]] = {
 FILES: Final = ("mask.tif", "areas.csv", "preview.png", *REGION_FILES)
 """Every file that an export may leave: what must go when the labels behind it do."""
 
-__all__ = ["EXPORTS", "FILES", "ClassArea", "Export", "MeasuredRegion", "RegionWishes", "areas", "find_regions"]
+__all__ = [
+    "EXPORTS",
+    "FILES",
+    "REGION_EXPORTS",
+    "ClassArea",
+    "Export",
+    "MeasuredRegion",
+    "RegionWishes",
+    "areas",
+    "find_regions",
+]
