@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pipelines.bundle import Bundle
-    from pipelines.convert import convert
+    from pipelines.conversion import convert
     from pipelines.evaluation import evaluate
     from pipelines.job import Options
     from pipelines.segmentation import segment, segment_all
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "Bundle": "pipelines.bundle",
-    "convert": "pipelines.convert",
+    "convert": "pipelines.conversion",
     "evaluate": "pipelines.evaluation",
     "Options": "pipelines.job",
     "segment": "pipelines.segmentation",

@@ -289,8 +289,8 @@ def convert(
 
     Example: veca convert results/slide --exports geojson --classes nucleus --objects detection
     """
-    from pipelines.convert import convert as run
-    from pipelines.convert import parse_wishes
+    from pipelines.conversion import convert as run
+    from pipelines.conversion import parse_wishes
 
     wishes = parse_wishes(simplify, min_area, classes, objects, origin)
     names = [name.strip() for name in exports.split(",") if name.strip()]

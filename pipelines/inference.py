@@ -31,15 +31,21 @@ class Prediction:
     stitched: Stitcher
     seen: NDArray[np.bool_]
     """(h, w): True where the image has data and a window was run."""
+    classes: int
+    """Of the stitched channels, the first ones; another one is how far two budgets of cores disagree."""
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """(classes, h, w), tapered mean over the windows; zero where nothing was seen."""
+        return self.channels()[: self.classes]
+
+    def channels(self) -> NDArray[np.float32]:
+        """(channels, h, w) all that was stitched; zero where nothing was seen."""
         return self.stitched.mean() * self.seen
 
     def labels(self, values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
         """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""
-        return np.where(self.seen, values[self.stitched.argmax()], np.uint8(nodata))
+        return np.where(self.seen, values[self.stitched.argmax(self.classes)], np.uint8(nodata))
 
 
 @dataclass(slots=True)
@@ -67,8 +73,16 @@ class Predictor:
     taper: str = "linear"
     bands: tuple[int, ...] | None = None
     """Which band of the image is the model's first, second ...; None: they are in the model's order."""
+    contrast: int | None = None
+    """Another budget of cores, that every window is run with too; the half of the sum of what the probabilities of the
+    two differ by (total variation, 0..1) is one more channel."""
     stepped_down: Report = quiet
     """Told what is given up because memory ran out."""
+
+    @property
+    def channels(self) -> int:
+        """What a window's answer has: the classes, and the disagreement where that is asked for."""
+        return self.network.classes + (self.contrast is not None)
 
     def predict_block(self, view: View, grid: Grid, block: Box, *, tissue: Tissue | None = None) -> Prediction:
         """Runs every window that touches the block and has data there (and tissue, where that is asked for)."""
@@ -94,9 +108,9 @@ class Predictor:
         the network ran ('compute'), and how long it had to wait for pixels ('read') or for what comes behind ('write').
         """
         clock = clock or Clock()
-        steps = schedule(grid, blocks, self.network.classes, tissue=tissue, limit=carry)
+        steps = schedule(grid, blocks, self.channels, tissue=tissue, limit=carry)
         weights = taper(grid.window, grid.overlap, self.taper)
-        behind = _Behind(self.network.classes, weights, finish)
+        behind = _Behind(self.network.classes, self.channels, weights, finish)
         with closing(ahead(self._reader(view), steps, self.batch + READERS, threads=READERS)) as read:
             answered = self._answered(clock.through("read", read), clock)
             with closing(ahead(behind, answered, 1)) as done:
@@ -139,7 +153,7 @@ class Predictor:
         yield from waiting
 
     def probabilities(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, h, w, bands) raw pixels -> (n, classes, h, w).
+        """(n, h, w, bands) raw pixels -> (n, channels, h, w).
 
         Where the device runs out of memory, and only then, the batch is halved and run again. Raises
         torch.OutOfMemoryError where a single window does not fit.
@@ -166,20 +180,31 @@ class Predictor:
         full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)]) if missing else pixels
         tensor = torch.from_numpy(_torch_ready(full)).to(self.device).permute(0, 3, 1, 2).contiguous()
         with torch.inference_mode():
-            with autocast(self.device, self.precision):
-                logits = self.network(tensor, self.cores)
-            answer = logits.float().softmax(dim=1)[: len(pixels)]
+            answer = self._softmax(tensor, self.cores)
+            if self.contrast is not None:
+                other = self._softmax(tensor, self.contrast)
+                answer = torch.cat([answer, (answer - other).abs().sum(dim=1, keepdim=True) / 2], dim=1)
+            answer = answer[: len(pixels)]
         if not answer.sum().isfinite():
             raise ModelError("the model answered with values that are no numbers; its weights or its card are damaged")
         result: NDArray[np.float32] = answer.cpu().numpy()
         return result
 
+    def _softmax(self, tensor: torch.Tensor, cores: int) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            logits = self.network(tensor, cores)
+        probabilities: torch.Tensor = logits.float().softmax(dim=1)
+        return probabilities
+
 
 class _Behind(Generic[Done]):
     """What comes behind the network, a step at a time: stitches a block, keeps what later ones need, finishes it."""
 
-    def __init__(self, classes: int, weights: NDArray[np.float32], finish: Callable[[Box, Prediction], Done]) -> None:
+    def __init__(
+        self, classes: int, channels: int, weights: NDArray[np.float32], finish: Callable[[Box, Prediction], Done]
+    ) -> None:
         self.classes = classes
+        self.channels = channels
         self.weights = weights
         self.finish = finish
         self.carry = Carry()
@@ -190,7 +215,7 @@ class _Behind(Generic[Done]):
         step = piece.step
         if self.open is None:
             seen = np.zeros((step.block.height, step.block.width), dtype=np.bool_)
-            self.open = Prediction(Stitcher(step.block, self.classes, self.weights), seen)
+            self.open = Prediction(Stitcher(step.block, self.channels, self.weights), seen, self.classes)
         if step.window is None:
             complete, self.open = self.open, None
             self.carry.forget(step.block)

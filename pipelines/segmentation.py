@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines import damage
 from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_run
+from pipelines.confidence import LAYERS, contrast, layer_values, wanted_layers
 from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
@@ -82,13 +83,14 @@ def segment(
         return earlier
     refuse_another(job)
     told = len(source.warnings)
+    exports = tuple(dict.fromkeys((*made, *options.exports)))
+    job = replace(job, options=replace(options, exports=exports))
     with clock("predict"):
         job, predicted = predict_in_memory(job, tick, report, team)
     for line in source.warnings[told:]:
         report(line)
     with clock("check"):
         seam_record = team.look_for_seams(job) if team else look_for_seams(job, predicted.labels)
-    exports = tuple(dict.fromkeys((*made, *options.exports)))
     with clock("export"):
         outputs = team.export(job, exports) if team else export_labels(job, predicted.labels, exports)
     record = job.record(predicted.resumed, clock.seconds, (LABELS, *outputs), exports, predicted.peak)
@@ -311,17 +313,20 @@ def open_predictor(job: Job, stepped_down: Report = quiet) -> Predictor:
         device,
         getattr(torch, job.plan.precision),
         bands=job.bands,
+        contrast=contrast(job.model, job.plan.cores) if "uncertainty" in job.options.exports else None,
         stepped_down=stepped_down,
     )
 
 
 def block_writer(job: Job, canvas: Canvas) -> Callable[[Box, Prediction], None]:
-    """What is done with the prediction of a block: its labels go into the canvas, NODATA where nothing was seen."""
+    """What is done with the prediction of a block: its labels go into the canvas, NODATA where nothing was seen, and
+    what was asked for beside them.
+    """
     values = class_values(job)
 
     def write(block: Box, prediction: Prediction) -> None:
         damage.remember(job.source, job.folder, job.fingerprint)
-        canvas.write(block, prediction.labels(values, NODATA))
+        canvas.write(block, prediction.labels(values, NODATA), layer_values(prediction, canvas.layers))
 
     return write
 
@@ -348,7 +353,8 @@ def published_labels(job: Job) -> Labels | None:
         labels = Labels.open(job.folder / LABELS)
     except ImageError:
         return None
-    return labels if labels.fingerprint == job.fingerprint else None
+    wanted = {name for name in LAYERS if name in job.options.exports}
+    return labels if labels.fingerprint == job.fingerprint and wanted <= set(labels.layers) else None
 
 
 def open_canvas(job: Job, path: Path) -> Canvas:
@@ -364,5 +370,6 @@ def open_canvas(job: Job, path: Path) -> Canvas:
         name=job.folder.name,
         fingerprint=job.fingerprint,
         scale=job.view.scale,
+        layers=wanted_layers(job.model, job.plan.cores, job.options.exports),
         anew=job.options.overwrite,
     )

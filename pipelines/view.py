@@ -24,6 +24,8 @@ FILES: Final[dict[str, str]] = {
     "regions.gpkg": "application/geopackage+sqlite3",
     "regions.parquet": "application/vnd.apache.parquet",
     "preview.png": "image/png",
+    "probability.tif": "image/tiff",
+    "uncertainty.tif": "image/tiff",
 }
 """Files of a result that a person may want to keep, and what they are."""
 

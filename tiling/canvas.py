@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from tiling import layers as beside
 from tiling import pyramid
 from tiling.disk import flush, flush_tree, remove
 from tiling.errors import ImageError
@@ -24,9 +25,13 @@ from tiling.georef import Georef
 from tiling.grid import blocks
 from tiling.journal import Journal
 from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe
+from tiling.layers import Layer
 from tiling.source import Kind
 
 _JOURNAL: Final = "journal.txt"
+_LAYERS: Final = ("probability", "uncertainty")
+"""Folders that may lie beside the levels."""
+NONE: Final[Mapping[str, NDArray[np.uint8]]] = MappingProxyType({})
 _LEFT_BY_BROWSERS: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
 """What file browsers put into a folder that was looked at."""
 
@@ -58,6 +63,7 @@ class Canvas:
         self._description = description
         self.path = path
         level0 = self._level0 = cast("zarr.Array[Any]", zarr.open_group(path, mode="r+", zarr_format=3)["0"])
+        self._beside = _layer_arrays(path, description)
         self.size = Size(*level0.shape)
         self.block = cast("tuple[int, int]", level0.shards)[0]
         self._journal = Journal(path / _JOURNAL)
@@ -79,6 +85,7 @@ class Canvas:
         name: str,
         fingerprint: str,
         scale: tuple[float, float] = (1.0, 1.0),
+        layers: Sequence[Layer] = (),
         anew: bool = False,
     ) -> Self:
         """Takes up the canvas at `path` where it is the same (fingerprint and all else); otherwise starts anew there.
@@ -94,7 +101,14 @@ class Canvas:
             )
         sizes = pyramid.level_sizes(size)
         description = describe(
-            sizes=sizes, classes=classes, georef=georef, kind=kind, name=name, fingerprint=fingerprint, scale=scale
+            sizes=sizes,
+            classes=classes,
+            georef=georef,
+            kind=kind,
+            name=name,
+            fingerprint=fingerprint,
+            scale=scale,
+            layers={layer.name: layer.as_json() for layer in layers},
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
@@ -117,32 +131,31 @@ class Canvas:
         """Whether a block is finished, as far as this process knows."""
         return box in self._done
 
-    def write(self, box: Box, labels: NDArray[np.uint8]) -> None:
-        """Stores the labels (h, w) of one block; on return they are on the disk and count as done.
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of what is written beside the labels."""
+        return tuple(self._beside)
+
+    def write(self, box: Box, labels: NDArray[np.uint8], layers: Mapping[str, NDArray[np.uint8]] = NONE) -> None:
+        """Stores the labels (h, w) of one block, and all `layers` (channels, h, w); then they count as done.
 
         Different blocks may be written by several threads and processes at once. Raises OSError where the disk is full;
         the block is then not done. Raises ValueError for what is not one block of known labels.
         """
-        self.note({box: self.store(box, labels)})
+        self.note({box: self.store(box, labels, layers)})
 
-    def store(self, box: Box, labels: NDArray[np.uint8]) -> int:
-        """Half of `write`: puts the labels on the disk and returns their CRC-32, for another process to `note`.
+    def store(self, box: Box, labels: NDArray[np.uint8], layers: Mapping[str, NDArray[np.uint8]] = NONE) -> int:
+        """Half of `write`: puts all on the disk and returns its CRC-32, for another process to `note`.
 
         A block is replaced in one step: who stores it twice, even at once, leaves one whole block.
         """
         self._check(box, labels)
-        row = self.path / "0" / "c" / str(box.y // self.block)
-        shard = row / str(box.x // self.block)
-        fresh_folders = () if row.exists() else (row.parent, row.parent.parent)
-        try:
-            self._level0[box.slices] = labels
-        except (ValueError, RuntimeError):  # Zarr reads a block at the edge first, and fails where the disk spoiled it
-            shard.unlink(missing_ok=True)
-            self._level0[box.slices] = labels
-        for changed in (shard, row, *fresh_folders):
-            if changed.exists():  # a block without any data leaves no file
-                flush(changed)
-        return _crc(labels)
+        if layers.keys() != self._beside.keys():
+            raise ValueError(f"layers {sorted(self._beside)} are wanted beside the labels, got {sorted(layers)}")
+        for name, array in self._beside.items():
+            _put(array, self.path / name / "0" / "c" / "0", box, self.block, layers[name])
+        _put(self._level0, self.path / "0" / "c", box, self.block, labels)
+        return _crc(labels, *(layers[name] for name in self._beside))
 
     def note(self, stored: Mapping[Box, int]) -> None:
         """The other half of `write`: on return the blocks, with the CRC-32 of their labels, count as done.
@@ -159,8 +172,8 @@ class Canvas:
 
     def damaged(self, among: Collection[Box] | None = None) -> list[Box]:
         """The blocks (of all, or among some) that were noted, but cannot be read back as they were stored."""
-        noted = self.noted()
-        return [box for box in (noted if among is None else among) if _read_crc(self._level0, box) != noted.get(box)]
+        noted, arrays = self.noted(), [self._level0, *self._beside.values()]
+        return [box for box in (noted if among is None else among) if _read_crc(arrays, box) != noted.get(box)]
 
     def forget(self, boxes: Collection[Box]) -> None:
         """Takes blocks off the list of those that are done."""
@@ -190,6 +203,8 @@ class Canvas:
         group = zarr.open_group(self.path, mode="r+", zarr_format=3)
         coarser = pyramid.level_sizes(self.size)[1:]
         pyramid.build([self._level0, *(_add_level(group, i, s, self._level0) for i, s in enumerate(coarser, 1))])
+        for name, array in self._beside.items():
+            self._finish_layer(group[name], name, array)
         group.attrs.put(self._description)
         for made in self.path.iterdir():
             if made.name != "0":  # whose blocks are on the disk already
@@ -228,6 +243,15 @@ class Canvas:
 
     def __reduce__(self) -> tuple[type[Canvas], tuple[Path, dict[str, Any], None]]:
         return type(self), (self.path, self._description, None)
+
+    def _finish_layer(self, group: Any, name: str, array: zarr.Array[Any]) -> None:
+        """Adds a layer's coarser levels and its description."""
+        layer = Layer.from_json(name, self._description["veca"]["layers"][name])
+        coarser, chunk = pyramid.level_sizes(self.size)[1:], self._level0.chunks[0]
+        count = len(layer.channels)
+        made = [beside.create_array(group, i, count, s, self.block, chunk) for i, s in enumerate(coarser, 1)]
+        beside.build([array, *made])
+        group.attrs.put(beside.describe(layer, self._description))
 
     def _check(self, box: Box, labels: NDArray[np.uint8]) -> None:
         """Raises ValueError unless `box` is a block and `labels` fit it and mean something."""
@@ -282,13 +306,36 @@ def _drop_damaged_blocks(path: Path) -> None:
     if not journal.path.exists():
         return
     _tidy(path)
-    level0 = cast("zarr.Array[Any]", zarr.open_group(path, mode="r", zarr_format=3)["0"])
-    journal.rewrite({box: crc for box, crc in journal.read().items() if _read_crc(level0, box) == crc})
+    group = zarr.open_group(path, mode="r", zarr_format=3)
+    level0 = cast("zarr.Array[Any]", group["0"])
+    arrays = [level0, *_layer_arrays(path, cast("dict[str, Any]", group.attrs.asdict())[UNFINISHED]).values()]
+    journal.rewrite({box: crc for box, crc in journal.read().items() if _read_crc(arrays, box) == crc})
 
 
-def _read_crc(level0: zarr.Array[Any], box: Box) -> int | None:
+def _layer_arrays(path: Path, description: Mapping[str, Any]) -> dict[str, zarr.Array[Any]]:
+    """Level 0 of each layer that a canvas has."""
+    group = zarr.open_group(path, mode="r+", zarr_format=3)
+    return {name: cast("zarr.Array[Any]", group[f"{name}/0"]) for name in description["veca"].get("layers", {})}
+
+
+def _put(array: zarr.Array[Any], folder: Path, box: Box, side: int, values: NDArray[np.uint8]) -> None:
+    """Stores a block as one file below `folder`; on return it is on the disk."""
+    row = folder / str(box.y // side)
+    shard = row / str(box.x // side)
+    fresh_folders = () if row.exists() else (folder, folder.parent)
     try:
-        return _crc(cast("NDArray[np.uint8]", level0[box.slices]))
+        array[(..., *box.slices)] = values
+    except (ValueError, RuntimeError):  # Zarr reads a block at the edge first, and fails where the disk spoiled it
+        shard.unlink(missing_ok=True)
+        array[(..., *box.slices)] = values
+    for changed in (shard, row, *fresh_folders):
+        if changed.exists():  # a block without any data leaves no file
+            flush(changed)
+
+
+def _read_crc(arrays: Sequence[zarr.Array[Any]], box: Box) -> int | None:
+    try:
+        return _crc(*(cast("NDArray[np.uint8]", array[(..., *box.slices)]) for array in arrays))
     except (ValueError, RuntimeError):  # what Zarr and its codecs raise for bytes they cannot decode
         return None
 
@@ -299,6 +346,8 @@ def _lay_out(path: Path, description: dict[str, Any], size: Size, block: int, ch
     remove(path)
     group = zarr.create_group(path, zarr_format=3, attributes={UNFINISHED: description})
     _create_array(group, "0", size, block, chunk)
+    for name, layer in description["veca"].get("layers", {}).items():
+        beside.create_array(group.create_group(name), 0, len(layer["channels"]), size, block, chunk)
     Journal(path / _JOURNAL).rewrite({})
     flush_tree(path)
     flush(path.parent)
@@ -315,7 +364,7 @@ def _refuse_strangers(path: Path) -> None:
 
 
 def _is_expendable(path: Path) -> bool:
-    ours = path.suffix == ".partial" or path.stem in ("zarr", "journal") or path.stem.isdigit()
+    ours = path.suffix == ".partial" or path.stem in ("zarr", "journal", *_LAYERS) or path.stem.isdigit()
     return ours or path.name in _LEFT_BY_BROWSERS
 
 
@@ -339,14 +388,19 @@ def _add_level(group: zarr.Group, level: int, size: Size, level0: zarr.Array[Any
 
 def _tidy(path: Path) -> None:
     """Removes what an interruption left behind: half-written files, a half-built pyramid, empty folders."""
-    for coarser in path.glob("[1-9]*"):
+    for coarser in (found for place in (path, *(path / name for name in _LAYERS)) for found in place.glob("[1-9]*")):
         remove(coarser)
     for stray in [*path.rglob("*.partial"), *path.glob("*.new")]:
         remove(stray)
-    for folder in sorted((path / "0").rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    for finest in (path / "0", *(path / name / "0" for name in _LAYERS)):
+        for folder in sorted(finest.rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
-def _crc(labels: NDArray[np.uint8]) -> int:
-    return zlib.crc32(np.ascontiguousarray(labels).data)
+def _crc(*arrays: NDArray[np.uint8]) -> int:
+    """Of all of them, one after the other."""
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -45,6 +45,17 @@ class LabelClass:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerData:
+    """An array beside the labels, on their grid: values 0..1 as bytes, see `tiling.layers`."""
+
+    channels: tuple[str, ...]
+    about: Mapping[str, str]
+    """What else a reader should know, by name."""
+    levels: tuple[zarr.Array[Any], ...]
+    """(channels, H, W) uint8, of the sizes of the labels' levels."""
+
+
+@dataclass(frozen=True, slots=True)
 class Labels:
     """A finished label image: one class value a pixel, 255 where there is no data."""
 
@@ -64,6 +75,8 @@ class Labels:
     """(y, x): how many pixels of the image one pixel of level 0 covers; (1, 1) where it was read as it is."""
     levels: tuple[zarr.Array[Any], ...]
     """(H, W) uint8, finest first; a pixel of level k covers 2**k x 2**k pixels of level 0."""
+    layers: Mapping[str, LayerData]
+    """What lies beside the labels, by name; none unless it was asked for."""
 
     @classmethod
     def open(cls, path: Path) -> Labels:
@@ -110,6 +123,7 @@ def describe(
     name: str,
     fingerprint: str,
     scale: tuple[float, float] = (1.0, 1.0),
+    layers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Attributes, as JSON values, of a finished label image with levels of these sizes; `Labels.open` reads them."""
     if len({c.value for c in classes}) != len(classes):
@@ -134,6 +148,7 @@ def describe(
             "scale": [float(step) for step in scale],
             "nodata": NODATA,
             "fingerprint": fingerprint,
+            **({"layers": dict(layers)} if layers else {}),
         },
     }
 
@@ -189,7 +204,15 @@ def _parse(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> Labels:
         fingerprint=ours["fingerprint"],
         scale=_scale(ours.get("scale", (1.0, 1.0))),
         levels=levels,
+        layers={name: _layer(group, name, about, len(levels)) for name, about in ours.get("layers", {}).items()},
     )
+
+
+def _layer(group: zarr.Group, name: str, about: Mapping[str, Any], levels: int) -> LayerData:
+    arrays = tuple(cast("zarr.Array[Any]", group[f"{name}/{level}"]) for level in range(levels))
+    if any(array.dtype != np.uint8 or array.shape[0] != len(about["channels"]) for array in arrays):
+        raise ValueError(f"the layer {name} does not hold what its description says")
+    return LayerData(tuple(about["channels"]), dict(about["about"]), arrays)
 
 
 def _scale(steps: Sequence[float]) -> tuple[float, float]:

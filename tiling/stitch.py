@@ -91,12 +91,12 @@ class Stitcher:
         mean: NDArray[np.float32] = self.sums / totals
         return mean
 
-    def argmax(self) -> NDArray[np.uint8]:
-        """(h, w) index of the largest mean, the first of equals."""
+    def argmax(self, classes: int | None = None) -> NDArray[np.uint8]:
+        """(h, w) index of the largest mean, the first of equals, among the first `classes`."""
         index = np.zeros(self.totals.shape, dtype=np.uint8)
         for top in range(0, len(index), _ROWS):
             best, rows = self.sums[0, top : top + _ROWS].copy(), index[top : top + _ROWS]
-            for number, sums in enumerate(self.sums[1:, top : top + _ROWS], start=1):
+            for number, sums in enumerate(self.sums[1:classes, top : top + _ROWS], start=1):
                 np.copyto(rows, np.uint8(number), where=sums > best)
                 np.maximum(best, sums, out=best)
         return index

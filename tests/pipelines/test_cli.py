@@ -65,7 +65,10 @@ def test_a_finished_batch_ends_with_status_0(veca: Veca, image: Path, tiny_model
     said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out", "--device", "cpu", "--cores", "8")
     assert said.status == 0
     assert said.out == ""
-    assert f"{tmp_path / 'out' / 'scene'}: labels.zarr, mask.tif, areas.csv, preview.png" in said.err
+    assert (
+        f"{tmp_path / 'out' / 'scene'}: labels.zarr, mask.tif, regions.geojson, regions.csv, areas.csv, preview.png"
+        in said.err
+    )
     assert "plan: 8 cores, window 64 px" in said.err
 
 

@@ -207,7 +207,7 @@ def test_a_bundle_tells_how_it_was_made(tmp_path: Path) -> None:
     assert run.windows == 3 * 6
     assert (run.blocks, run.resumed_blocks) == (1, 0)
     assert run.peak_memory > 2**20
-    assert set(run.outputs) == {"labels.zarr", "mask.tif", "areas.csv", "preview.png"}
+    assert set(run.outputs) == {"labels.zarr", "mask.tif", "regions.gpkg", "regions.csv", "areas.csv", "preview.png"}
     assert {p.name for p in bundle.folder.iterdir()} == {*run.outputs, "run.json"}
     assert {"predict", "export"} <= run.seconds.keys()
     assert {"python", "torch", "veca"} <= run.versions.keys()

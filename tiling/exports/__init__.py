@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tiling.exports.areas import ClassArea, areas, write_areas
+from tiling.exports.confidence import write_probability, write_uncertainty
 from tiling.exports.mask import write_mask
 from tiling.exports.preview import write_preview
 from tiling.exports.region_files import REGION_EXPORTS, REGION_FILES
@@ -25,9 +26,11 @@ EXPORTS: Final[dict[str, Export]] = {
     "areas": write_areas,
     "preview": write_preview,
     **REGION_EXPORTS,
+    "probability": write_probability,
+    "uncertainty": write_uncertainty,
 }
 
-FILES: Final = ("mask.tif", "areas.csv", "preview.png", *REGION_FILES)
+FILES: Final = ("mask.tif", "areas.csv", "preview.png", *REGION_FILES, "probability.tif", "uncertainty.tif")
 """Every file that an export may leave: what must go when the labels behind it do."""
 
 __all__ = [

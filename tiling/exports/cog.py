@@ -19,13 +19,16 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from tiling.exports.files import printable, replacing
 from tiling.exports.tiled_tiff import TILE, write_pyramid
 from tiling.labels import NODATA, Labels
+from tiling.layers import STEPS
 
 _CACHE: Final = 64 << 20
 """Bytes that GDAL may hold while it copies; by default it takes a share of the machine's memory."""
 
 
-def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
+def write_cog(labels: Labels, path: Path, tags: Mapping[str, str], layer: str | None = None) -> Path:
     """Writes `path`: class values, 255 as nodata; `class_<value>` tags name the classes.
+
+    Or a `layer` that lies beside the labels: a band a channel, with the scale that makes its bytes values 0..1.
 
     An image without a georeference gives a GeoTIFF without one. Raises OSError where the disk is full.
     """
@@ -33,9 +36,10 @@ def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
     with replacing(path) as temporary, gdal, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a place has none to give
         draft = temporary.with_name("draft.tif")
-        write_pyramid(draft, labels, nested=False, level=1, photometric="palette", colormap=_palette(labels))
+        colors = {} if layer else {"photometric": "palette", "colormap": _palette(labels)}
+        write_pyramid(draft, labels, nested=False, level=1, layer=layer, **colors)
         try:
-            _describe(draft, labels, tags)
+            _describe(draft, labels, tags, layer)
             rasterio.shutil.copy(
                 draft,
                 temporary,
@@ -47,11 +51,11 @@ def write_cog(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
             )
             _check_complete(temporary, labels)
         except (CPLE_BaseError, RasterioIOError, tifffile.TiffFileError) as error:
-            raise OSError(f"{path}: the mask could not be written ({error}); is the disk full?") from error
+            raise OSError(f"{path}: the {layer or 'mask'} could not be written ({error}); is the disk full?") from error
     return path
 
 
-def _describe(path: Path, labels: Labels, tags: Mapping[str, str]) -> None:
+def _describe(path: Path, labels: Labels, tags: Mapping[str, str], layer: str | None) -> None:
     """Adds the place and the meaning of the values to a TIFF."""
     georef = labels.georef
     with rasterio.open(path, "r+") as raster:
@@ -60,7 +64,12 @@ def _describe(path: Path, labels: Labels, tags: Mapping[str, str]) -> None:
             raster.crs = CRS.from_user_input(georef.crs)
         if not georef.transform.is_identity:
             raster.transform = georef.transform
-        texts = {f"class_{c.value}": c.name for c in labels.classes} | dict(tags)
+        texts = {f"class_{c.value}": c.name for c in labels.classes} if layer is None else {}
+        texts |= dict(tags)
+        for band, channel in enumerate(labels.layers[layer].channels if layer else (), start=1):
+            raster.set_band_description(band, printable(channel))
+        if layer:
+            raster.scales = [1 / STEPS] * raster.count
         raster.update_tags(**{key: printable(text) for key, text in texts.items()})
 
 
@@ -69,7 +78,7 @@ def _check_complete(path: Path, labels: Labels) -> None:
     with rasterio.open(path) as raster:
         described = raster.nodata == NODATA and (raster.crs is None) == (labels.georef.crs is None)
     with tifffile.TiffFile(path) as tiff:
-        levels = [page.shape for page in tiff.pages]
+        levels = [page.shape[:2] for page in tiff.pages]
         end = max(o + n for page in tiff.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
     if not described or levels != [array.shape for array in labels.levels] or end > path.stat().st_size:
         raise RasterioIOError("the file is cut off")

@@ -11,32 +11,41 @@ from tiling.exports.files import printable, replacing
 from tiling.exports.tiled_tiff import write_pyramid
 from tiling.georef import Spacing
 from tiling.labels import NODATA, Labels
+from tiling.layers import STEPS
 
 _SCHEMA: Final = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _UM_PER_CM: Final = 10_000
 
 
-def write_ome_tiff(labels: Labels, path: Path, tags: Mapping[str, str]) -> Path:
-    """Writes `path`. The same labels and tags give the same bytes. Raises OSError where the disk is full."""
+def write_ome_tiff(labels: Labels, path: Path, tags: Mapping[str, str], layer: str | None = None) -> Path:
+    """Writes `path`: the labels, or a `layer` that lies beside them, a channel a page.
+
+    The same labels and tags give the same bytes. Raises OSError where the disk is full."""
     spacing = labels.georef.spacing(labels.size)
-    first: dict[str, Any] = {"description": ome_xml(labels, tags)}
+    first: dict[str, Any] = {"description": ome_xml(labels, tags, layer)}
     if spacing is not None:
         um = spacing.to("um")
         first |= {"resolution": (_UM_PER_CM / um.x, _UM_PER_CM / um.y), "resolutionunit": "CENTIMETER"}
     with replacing(path) as temporary:
-        write_pyramid(temporary, labels, nested=True, **first)
+        write_pyramid(temporary, labels, nested=True, layer=layer, **first)
     return path
 
 
-def ome_xml(labels: Labels, tags: Mapping[str, str]) -> bytes:
-    """OME-XML 2016-06 of one plane: size, pixel size, and what the values mean. ASCII; no dates, no random ids."""
+def ome_xml(labels: Labels, tags: Mapping[str, str], layer: str | None = None) -> bytes:
+    """OME-XML 2016-06 of a plane a channel: size, pixel size, what the values mean. ASCII; no dates, no random ids."""
     ome = ElementTree.Element("OME", {"xmlns": _SCHEMA})
     image = ElementTree.SubElement(ome, "Image", {"ID": "Image:0", "Name": printable(labels.name)})
     about = f"Segmentation mask: each pixel holds the value of its class; {NODATA} is no data."
+    if layer:
+        about = f"{layer.capitalize()}: 0..{STEPS} stand for 0..1; {NODATA} is no data."
+    channels = labels.layers[layer].channels if layer else ("class",)
     ElementTree.SubElement(image, "Description").text = about
-    pixels = ElementTree.SubElement(image, "Pixels", _pixels(labels))
-    ElementTree.SubElement(pixels, "Channel", {"ID": "Channel:0:0", "Name": "class", "SamplesPerPixel": "1"})
-    ElementTree.SubElement(pixels, "TiffData", {"IFD": "0", "PlaneCount": "1"})
+    pixels = ElementTree.SubElement(image, "Pixels", _pixels(labels, len(channels)))
+    for i, name in enumerate(channels):
+        channel = {"ID": f"Channel:0:{i}", "Name": printable(name), "SamplesPerPixel": "1"}
+        ElementTree.SubElement(pixels, "Channel", channel)
+    for i in range(len(channels)):
+        ElementTree.SubElement(pixels, "TiffData", {"IFD": str(i), "FirstC": str(i), "PlaneCount": "1"})
     annotations = ElementTree.SubElement(ome, "StructuredAnnotations")
     classes = {str(c.value): f"{c.name} (#{bytes(c.color).hex()})" for c in labels.classes} | {str(NODATA): "no data"}
     for index, (what, rows) in enumerate({"classes": classes, "tags": tags}.items()):
@@ -50,7 +59,7 @@ def ome_xml(labels: Labels, tags: Mapping[str, str]) -> bytes:
     return document
 
 
-def _pixels(labels: Labels) -> dict[str, str]:
+def _pixels(labels: Labels, channels: int) -> dict[str, str]:
     spacing = labels.georef.spacing(labels.size)
     physical = {} if spacing is None else _physical(spacing.to("um"))
     return {
@@ -60,7 +69,7 @@ def _pixels(labels: Labels) -> dict[str, str]:
         "BigEndian": "false",
         "SizeX": str(labels.size.width),
         "SizeY": str(labels.size.height),
-        "SizeC": "1",
+        "SizeC": str(channels),
         "SizeZ": "1",
         "SizeT": "1",
         **physical,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyogrio
 import pyproj
-import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from pyarrow import parquet
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 
+from tiling.errors import ImageError
 from tiling.exports.files import printable
 from tiling.exports.outlines import Ring, placed
 from tiling.exports.regions import MeasuredRegion, RegionWishes
@@ -25,8 +26,12 @@ from tiling.labels import Labels
 
 _BATCH: Final = 4096
 """Regions that are written at once, at most."""
-_CORNERS: Final = 1 << 18
-"""Corners that are held until they are written, unless a single region has more."""
+_BYTES: Final = 1 << 23
+"""Of geometry that are held until they are written, unless a single region has more."""
+_MOST: Final = 10**9
+"""Bytes that one geometry may have: what SQLite takes, and Arrow holds."""
+_POLYGON: Final = 3
+"""Number of the type in WKB (OGC 06-103r4, 8.2.3)."""
 _EPOCH: Final = "1970-01-01T00:00:00.000Z"
 """When a GeoPackage says that it was changed: the same regions give the same bytes."""
 
@@ -43,15 +48,21 @@ class _Batches:
         self._objects = wishes.objects
         self._names = {c.value: printable(c.name) for c in labels.classes}
         self._rows: list[dict[str, Any]] = []
-        self._corners = 0
+        self._bytes = 0
         self.schema = _schema(labels)
 
     def add(self, region: MeasuredRegion) -> None:
         """Takes a region; raises OSError where the disk is full."""
-        polygon = shapely.Polygon(*_world(region, self._place))
-        self._rows.append(self._row(region) | {"geometry": polygon})
-        self._corners += shapely.get_num_coordinates(polygon)
-        if len(self._rows) == _BATCH or self._corners >= _CORNERS:
+        wkb, shell = _wkb(region, self._place)
+        self._rows.append(self._row(region) | {"geometry": wkb, "shell": shell})
+        self._bytes += len(wkb)
+        if len(wkb) > _MOST:
+            raise ImageError(
+                f"{self.path.name}: a region of {self._names[region.label.value]} has {len(wkb) // 16:,} corners, more than such a file "
+                "can hold in one; simplify the regions, leave its class out, or export geojson"
+            )
+        del wkb
+        if len(self._rows) == _BATCH or self._bytes >= _BYTES:
             self._flush()
 
     def close(self, *, complete: bool) -> None:
@@ -64,13 +75,12 @@ class _Batches:
         raise NotImplementedError
 
     def _flush(self) -> None:
-        polygons = np.array([row.pop("geometry") for row in self._rows], object)
-        geometry = pa.array(shapely.to_wkb(polygons).tolist(), pa.binary())
+        bounds = _bounds([row.pop("shell") for row in self._rows], self._place)
+        geometry = _binary([row.pop("geometry") for row in self._rows])
         columns = [pa.array([row[name] for row in self._rows], self.schema.field(name).type) for name in self.names]
-        bounds = shapely.bounds(polygons).reshape(-1, 4)
         self.write(pa.Table.from_arrays([*columns, geometry], schema=self.schema), bounds)
         self.count += len(self._rows)
-        self._rows, self._corners = [], 0
+        self._rows, self._bytes = [], 0
 
     @property
     def names(self) -> list[str]:
@@ -147,6 +157,14 @@ class GeoParquet(_Batches):
         return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
+def _binary(values: list[bytes]) -> pa.Array:
+    """An Arrow array; a single large value is not copied."""
+    if len(values) != 1:
+        return pa.array(values, pa.binary())
+    offsets = pa.py_buffer(np.array([0, len(values[0])], np.int32).tobytes())
+    return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(values[0])])
+
+
 def _schema(labels: Labels) -> pa.Schema:
     small, large = ("um2", "mm2") if labels.georef.unit == "um" else ("m2", "ha")
     return pa.schema(
@@ -164,12 +182,20 @@ def _schema(labels: Labels) -> pa.Schema:
     )
 
 
-def _world(region: MeasuredRegion, place: Affine) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Shell and holes in world coordinates. Shells run counter-clockwise where y points up."""
-    shell, *holes = (_moved(ring, place) for ring in region.rings)
-    return shell, holes
+def _wkb(region: MeasuredRegion, place: Affine) -> tuple[bytes, Ring]:
+    """The polygon in world coordinates as little-endian WKB, made ring by ring, and its shell in pixels.
+
+    Shells run counter-clockwise where y points up.
+    """
+    shell, holes = region.region.shell, region.region.holes
+    parts = [struct.pack("<BII", 1, _POLYGON, 1 + len(holes))]
+    for ring in region.rings:
+        corners = placed(np.concatenate([ring, ring[:1]]), place)
+        parts += [struct.pack("<I", len(corners)), (corners if place.determinant < 0 else corners[::-1]).tobytes()]
+    return b"".join(parts), shell
 
 
-def _moved(ring: Ring, place: Affine) -> NDArray[np.float64]:
-    moved = placed(ring, place)
-    return moved if place.determinant < 0 else moved[::-1]
+def _bounds(shells: Sequence[Ring], place: Affine) -> NDArray[np.float64]:
+    """(n, 4): smallest and largest x and y of each shell."""
+    corners = [placed(shell, place) for shell in shells]
+    return np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in corners]).reshape(-1, 4)
