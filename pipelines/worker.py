@@ -23,6 +23,7 @@ import torch
 from distributed import Worker, get_worker
 
 from pipelines.bundle import LABELS, SeamRecord
+from pipelines.confidence import layer_values
 from pipelines.inference import Prediction, fast_precision
 from pipelines.job import Job, Options, open_view, versions
 from pipelines.peak import peak_memory
@@ -255,7 +256,7 @@ def predict_piece(order: Order, blocks: Sequence[Box]) -> Piece:
     def store(block: Box, prediction: Prediction) -> bool:
         if _given_up(worker, key) or not canvas.is_current():
             return False
-        stored[block] = canvas.store(block, prediction.labels(values, NODATA))
+        stored[block] = canvas.store(block, prediction.labels(values, NODATA), layer_values(prediction, canvas.layers))
         if not job.source.damage:  # which has to be told first: then the block waits for the end of the piece
             worker.log_event(order.topic, [order.name, block.y, block.x, block.height, block.width, stored[block]])
         return True

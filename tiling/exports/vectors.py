@@ -57,9 +57,10 @@ class _Batches:
         self._rows.append(self._row(region) | {"geometry": wkb, "shell": shell})
         self._bytes += len(wkb)
         if len(wkb) > _MOST:
+            name, corners = self._names[region.label.value], len(wkb) // 16
             raise ImageError(
-                f"{self.path.name}: a region of {self._names[region.label.value]} has {len(wkb) // 16:,} corners, more than such a file "
-                "can hold in one; simplify the regions, leave its class out, or export geojson"
+                f"{self.path.name}: a region of {name} has {corners:,} corners, more than such a file can hold in one; "
+                "simplify the regions, leave its class out, or export geojson"
             )
         del wkb
         if len(self._rows) == _BATCH or self._bytes >= _BYTES:
