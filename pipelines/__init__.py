@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pipelines.bundle import Bundle
     from pipelines.conversion import convert
+    from pipelines.distillation import distill
     from pipelines.evaluation import evaluate
     from pipelines.job import Options
     from pipelines.segmentation import segment, segment_all
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "Bundle": "pipelines.bundle",
     "convert": "pipelines.conversion",
+    "distill": "pipelines.distillation",
     "evaluate": "pipelines.evaluation",
     "Options": "pipelines.job",
     "segment": "pipelines.segmentation",
@@ -28,6 +30,7 @@ __all__ = [
     "Bundle",
     "Options",
     "convert",
+    "distill",
     "evaluate",
     "segment",
     "segment_all",

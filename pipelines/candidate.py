@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,8 +16,18 @@ from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
 from pipelines.pretrained import load_imagenet
 from pipelines.rival import Rival, save_rival
-from veca_core import Segmenter, VecaConfig, build, load_model, preset, save_model
+from veca_core import (
+    Segmenter,
+    VecaConfig,
+    VecaEncoder,
+    build,
+    load_model,
+    load_official_encoder,
+    preset,
+    save_model,
+)
 from veca_core.card import Architecture, Bands, Card, Score
+from veca_core.weights import ENCODER_CARD, load_encoder
 
 
 class Candidate(ABC):
@@ -31,6 +42,8 @@ class Candidate(ABC):
     """Sides of windows are multiples of this."""
     slow: str
     """What the names of pretrained parameters start with, which learn at their own rate; empty: none are."""
+    frozen: nn.Module | None = None
+    """A part that stays as it is, its running statistics too."""
 
     @abstractmethod
     def start(self) -> None:
@@ -50,12 +63,17 @@ class VecaCandidate(Candidate):
     """A VECA segmenter."""
 
     def __init__(self, recipe: TrainRecipe, bands: Bands, held: str) -> None:
-        config = network_config(recipe.network, len(bands.names))
         self.recipe = recipe
-        self.card = new_card(recipe, bands, config, held)
-        self.network = build(self.card.architecture, bands, len(recipe.classes))
+        described = architecture(recipe.network, len(bands.names))
+        self.card = new_card(recipe, bands, described, held)
+        network = build(described, bands, len(recipe.classes))
+        self.network = network
+        config = described.config
         self.budgets, self.draw_weights, self.multiple = config.budgets, config.draw_weights, config.patch
         self.slow = "encoder.stem.body." if recipe.network.pretrained is not None else ""
+        if recipe.schedule.freeze:
+            network.encoder.requires_grad_(False)
+            self.frozen = network.encoder
 
     def start(self) -> None:
         load_start(cast(Segmenter, self.network), self.recipe.network)
@@ -85,6 +103,20 @@ class RivalCandidate(Candidate):
         save_rival(folder, network, self.recipe, self.bands, score)
 
 
+def architecture(network: NetworkRecipe, bands: int) -> Architecture:
+    """What a recipe's network is made of; where it starts from an encoder, that says the encoder's part."""
+    if network.pretrained in (None, "imagenet") or not _is_encoder(Path(str(network.pretrained))):
+        config = network_config(network, bands)
+        return Architecture(encoder=_fields(config), stem=network.stem, deep=network.deep, head=network.head)
+    encoder, stem, deep = _encoder(Path(str(network.pretrained)))
+    if encoder.config.in_channels != bands:
+        raise RequestError(
+            f"{network.pretrained} reads {encoder.config.in_channels} bands, and the images have {bands}"
+        )
+    config = replace(encoder.config, output_dim=None)
+    return Architecture(encoder=_fields(config), stem=stem, deep=deep, head=network.head)
+
+
 def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
     """The encoder's sizes for a recipe and a number of bands; raises RequestError for a field that does not exist."""
     try:
@@ -95,37 +127,62 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
 
 def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
     """The weights that training starts from; raises RequestError where they are for another network."""
+    if recipe.pretrained is None:
+        return
     if recipe.pretrained == "imagenet":
         load_imagenet(getattr(network.encoder.stem, "body", None), recipe.stem, cache_folder())
-    elif recipe.pretrained is not None:
-        start = load_model(recipe.pretrained).network
-        try:
-            network.encoder.load_state_dict(start.encoder.state_dict())
-        except RuntimeError as error:
-            raise RequestError(
-                f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
-                "overrides and bands, or leave 'pretrained' out"
-            ) from error
-        if start.classes == network.classes:
-            network.head.load_state_dict(start.head.state_dict())
+        return
+    if _is_encoder(recipe.pretrained):
+        state = _encoder(recipe.pretrained)[0].state_dict()
+        # The projection to a teacher's width has no use here.
+        network.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("output.")})
+        return
+    start = load_model(recipe.pretrained).network
+    try:
+        network.encoder.load_state_dict(start.encoder.state_dict())
+    except RuntimeError as error:
+        raise RequestError(
+            f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
+            "overrides and bands, or leave 'pretrained' out"
+        ) from error
+    if start.classes == network.classes:
+        network.head.load_state_dict(start.head.state_dict())
 
 
-def new_card(recipe: TrainRecipe, bands: Bands, config: VecaConfig, held: str = "") -> Card:
+def _is_encoder(path: Path) -> bool:
+    """A published checkpoint, or a folder that `veca distill` left; a trained model is neither."""
+    return path.suffix in (".pt", ".pth") or (path / ENCODER_CARD).is_file()
+
+
+def _encoder(path: Path) -> tuple[VecaEncoder, str, bool]:
+    """An encoder without a head, its stem's name and whether that is deep."""
+    if path.suffix in (".pt", ".pth"):
+        return load_official_encoder(path), "patch", False
+    encoder, card = load_encoder(path)
+    return encoder, card.architecture.stem, card.architecture.deep
+
+
+def _fields(config: VecaConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in VecaConfig.__dataclass_fields__}
+
+
+def new_card(recipe: TrainRecipe, bands: Bands, described: Architecture, held: str = "") -> Card:
     """The card of a model that is not trained yet."""
     network = recipe.network
-    fields = {name: getattr(config, name) for name in VecaConfig.__dataclass_fields__}
-    started = {"imagenet": f"; stem {network.stem} started from ImageNet weights"}
+    started = f"; started from {network.pretrained.name}" if isinstance(network.pretrained, Path) else ""
+    if network.pretrained == "imagenet":
+        started = f"; stem {network.stem} started from ImageNet weights"
     return Card(
         name=recipe.name,
         summary=recipe.summary,
-        architecture=Architecture(encoder=fields, stem=network.stem, deep=network.deep, head=network.head),
+        architecture=described,
         classes=recipe.classes,
         bands=bands,
         kind=recipe.kind,
         spacing=recipe.spacing,
         window=recipe.window,
         validation=held,
-        data=recipe.source + started.get(str(network.pretrained), ""),
+        data=recipe.source + started,
         licence=recipe.licence,
         recipe=recipe.recipe,
         limits=recipe.limits,

@@ -223,6 +223,29 @@ def train(
 
 
 @app.command()
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: images, a teacher, and stages.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a stopped run goes on there.")],
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train an encoder on images without labels, to see what a teacher sees.
+
+    Example: veca distill docs/models/distill-aerial.yaml --out runs/distilled
+    """
+    from pipelines.distill_recipe import read_distill_recipe
+    from pipelines.distillation import distill as run
+
+    checked = read_distill_recipe(recipe)
+    check_folder(out)
+    encoder = run(checked, out, device=device, threads=threads, report=to_stderr)
+    to_stderr(f"encoder: {encoder}; start a training from it with network.pretrained")
+    if as_json:
+        print_json({"encoder": str(encoder)})
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A shipped model's name, or a model folder.")],
     data: Annotated[Path, typer.Argument(help="The YAML recipe of the data, or a folder with images/ and masks/.")],

@@ -75,7 +75,8 @@ class NetworkRecipe(_Part):
     overrides: dict[str, Any] = {}
     """Fields of the preset to change."""
     pretrained: Path | Literal["imagenet"] | None = None
-    """Where the stem starts: 'imagenet' fetches the stem's published weights, a model folder continues from it."""
+    """Where weights start: 'imagenet' fetches the stem's published weights; a model folder continues from it; an
+    encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's sizes and weights."""
     rival: str | None = None
     """smp:ARCHITECTURE:ENCODER: train that network in place of VECA, to compare with."""
 
@@ -124,6 +125,10 @@ class ScheduleRecipe(_Part):
     """Peak learning rate of AdamW."""
     stem_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of that rate at which a pretrained stem learns."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A block of the encoder learns at this share of the rate of the block behind it; below 1 to fine-tune."""
+    freeze: bool = False
+    """The encoder stays as it is and only the head learns: a linear probe, where the head is linear."""
     weight_decay: float = 0.05
     warmup: Annotated[int, Field(ge=0)] = 50
     """Steps of linear warm-up before the cosine."""

@@ -46,7 +46,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.areas = np.array([scene.area.pixels for scene in scenes], dtype=np.float64)
         self.groups = np.unique([scene.group for scene in scenes], return_inverse=True)[1]
-        found = [_places(scene, lookup) for scene in scenes]
+        # Looking for classes reads all of every scene: only for those who draw by class.
+        found = [_places(scene, lookup) for scene in scenes] if balance else []
         self.anywhere = ClassPlaces([places for places, _ in found])
         self.borders = ClassPlaces([places for _, places in found])
         self.border = border

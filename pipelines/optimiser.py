@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -18,17 +19,24 @@ def make_optimiser(network: nn.Module, schedule: ScheduleRecipe, slow: str = "")
 
 
 def parameter_groups(network: nn.Module, schedule: ScheduleRecipe, slow: str = "") -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not; parameters whose names start with `slow` learn at `stem_rate` of the rate."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Matrices decay, vectors do not; parameters whose names start with `slow` learn at `stem_rate` of the rate.
+
+    With `layer_decay`, what lies deeper under the head learns more slowly (Clark et al. 2020). What is frozen is left
+    out.
+    """
+    layers = 1 + max((_depth(name) or 0 for name, _ in network.named_parameters()), default=0)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        groups.setdefault((bool(slow) and name.startswith(slow), parameter.ndim > 1), []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        factor = schedule.stem_rate if slow and name.startswith(slow) else 1.0
+        depth = _depth(name)
+        if depth is not None:
+            factor *= schedule.layer_decay ** (layers - depth)
+        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "factor": schedule.stem_rate if held else 1.0,
-            "weight_decay": schedule.weight_decay if decays else 0.0,
-        }
-        for (held, decays), parameters in groups.items()
+        {"params": parameters, "factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
+        for (factor, decays), parameters in groups.items()
     ]
 
 
@@ -38,3 +46,10 @@ def learning_rate(step: int, schedule: ScheduleRecipe) -> float:
         return schedule.rate * (step + 1) / schedule.warmup
     progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
     return schedule.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+def _depth(name: str) -> int | None:
+    """How far from the pixels a parameter lies: 0 for stem and cores, i + 1 for block i; None outside the encoder."""
+    if match := re.match(r"encoder\.(?:blocks|moves)\.(\d+)\.", name):
+        return int(match[1]) + 1
+    return 0 if name.startswith(("encoder.stem.", "encoder.bank.", "encoder.move_rates")) else None

@@ -162,6 +162,8 @@ class Run:
     def learn(self, images: Tensor, target: Tensor, cores: int) -> float:
         """One optimiser step; returns the loss."""
         self.network.train()
+        if self.candidate.frozen is not None:
+            self.candidate.frozen.eval()
         # Draws inside the network (coordinate jitter) are the same after a resume.
         torch.manual_seed(self.recipe.schedule.seed * 1_000_003 + self.step)
         rate = learning_rate(self.step, self.recipe.schedule)

@@ -146,6 +146,21 @@ class Card(_Part):
         return next((s for s in self.scores if s.cores == cores), None)
 
 
+class EncoderCard(_Part):
+    """What an encoder without a head is: the whole of encoder.json."""
+
+    format: Literal["veca-encoder/1"] = "veca-encoder/1"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    architecture: Architecture
+    """Its head says nothing here."""
+    bands: Bands
+    spacing: PixelSize | None = None
+    teacher: str = ""
+    """What it was distilled from."""
+    data: str = ""
+    licence: str = ""
+
+
 def check_distinct(classes: Sequence[ClassInfo]) -> None:
     """Raises ValueError where two classes share a value or a name."""
     for what in ("value", "name"):

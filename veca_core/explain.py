@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from veca_core.attention import Block, CoreAttention, Table
+from veca_core.attention import Block, CoreAttention
 from veca_core.encoder import VecaEncoder
+from veca_core.rope import Table
 from veca_core.stem import pad_to_patch
 
 

@@ -52,12 +52,17 @@ def network_size(network: Segmenter) -> NetworkSize:
 
 def build(architecture: Architecture, bands: Bands, classes: int) -> Segmenter:
     """The empty network that an architecture describes; raises ModelError for parts that do not exist."""
-    config = architecture.config
     if architecture.head not in HEADS:
         raise ModelError(f"there is no head {architecture.head!r}; the heads are {', '.join(HEADS)}")
-    stem = build_stem(architecture.stem, config, architecture.deep)
-    head = HEADS[architecture.head](config.output_dim or config.dim, classes, stem)
-    return Segmenter(VecaEncoder(config, stem), head, bands)
+    encoder = build_encoder(architecture)
+    head = HEADS[architecture.head](encoder.config.output_dim or encoder.config.dim, classes, encoder.stem)
+    return Segmenter(encoder, head, bands)
+
+
+def build_encoder(architecture: Architecture) -> VecaEncoder:
+    """The empty encoder of an architecture."""
+    config = architecture.config
+    return VecaEncoder(config, build_stem(architecture.stem, config, architecture.deep))
 
 
 _SIZES: Final[WeakKeyDictionary[Segmenter, NetworkSize]] = WeakKeyDictionary()

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from veca_core.card import Card, parse_card
+from veca_core.card import Card, EncoderCard, first_problem, parse_card
 from veca_core.config import VecaConfig
 from veca_core.encoder import VecaEncoder
 from veca_core.errors import ModelError
-from veca_core.model import Segmenter, build
+from veca_core.model import Segmenter, build, build_encoder
 
 WEIGHTS: Final = "model.safetensors"
 CARD: Final = "model.json"
+ENCODER_WEIGHTS: Final = "encoder.safetensors"
+ENCODER_CARD: Final = "encoder.json"
 ZOO: Final = Path(__file__).parent / "zoo"
 """The models that come with the package, a folder each."""
 
@@ -77,7 +80,7 @@ def model_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_network(network: Segmenter, path: Path) -> None:
+def load_network(network: torch.nn.Module, path: Path) -> None:
     """Fills a network from a safetensors file, whatever float type it is stored in."""
     try:
         state = load_file(path)
@@ -90,23 +93,50 @@ def load_network(network: Segmenter, path: Path) -> None:
 
 def save_model(folder: Path, network: Segmenter, card: Card, dtype: torch.dtype = torch.float32) -> None:
     """Writes model.safetensors and model.json into `folder`, floating weights as `dtype`, each by a rename."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _save_state(folder / WEIGHTS, network, dtype)
+    write_card(folder, card)
+
+
+def save_encoder(folder: Path, encoder: VecaEncoder, card: EncoderCard, dtype: torch.dtype = torch.float32) -> None:
+    """Writes encoder.safetensors and encoder.json into `folder`, as `save_model` does."""
+    _save_state(folder / ENCODER_WEIGHTS, encoder, dtype)
+    _write_json(folder / ENCODER_CARD, card)
+
+
+def load_encoder(folder: Path) -> tuple[VecaEncoder, EncoderCard]:
+    """An encoder that was saved without a head, in evaluation mode; raises ModelError where it does not fit."""
+    try:
+        card = EncoderCard.model_validate_json((folder / ENCODER_CARD).read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} holds no encoder: expected {ENCODER_CARD} and {ENCODER_WEIGHTS}") from error
+    except ValidationError as error:
+        raise ModelError(f"{folder / ENCODER_CARD}: {first_problem(error)}") from error
+    encoder = build_encoder(card.architecture)
+    load_network(encoder, folder / ENCODER_WEIGHTS)
+    return encoder.eval(), card
+
+
+def _save_state(path: Path, network: torch.nn.Module, dtype: torch.dtype) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in network.state_dict().items()
     }
-    save_file(state, folder / f".{WEIGHTS}")
-    # safetensors makes files that only their owner may read.
-    (folder / f".{WEIGHTS}").chmod(0o644)
-    (folder / f".{WEIGHTS}").replace(folder / WEIGHTS)
-    write_card(folder, card)
+    partial = path.with_name(f".{path.name}")
+    save_file(state, partial)
+    partial.chmod(0o644)  # safetensors makes files that only their owner may read
+    partial.replace(path)
 
 
 def write_card(folder: Path, card: Card) -> None:
     """Writes model.json by a rename."""
-    text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    (folder / f".{CARD}").write_text(text, encoding="utf-8")
-    (folder / f".{CARD}").replace(folder / CARD)
+    _write_json(folder / CARD, card)
+
+
+def _write_json(path: Path, content: BaseModel) -> None:
+    text = json.dumps(content.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    path.with_name(f".{path.name}").write_text(text, encoding="utf-8")
+    path.with_name(f".{path.name}").replace(path)
 
 
 def load_official_encoder(path: str | Path) -> VecaEncoder:

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from pipelines import evaluate, segment, train
-from pipelines.candidate import network_config, new_card
+from pipelines.candidate import architecture, new_card
 from pipelines.config import ScheduleRecipe
 from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
@@ -27,7 +27,7 @@ from pipelines.optimiser import learning_rate, parameter_groups
 from pipelines.scenes import class_lookup, find_scenes, split_scenes
 from pipelines.training import Run, measure_bands, remove_run
 from pipelines.validation import validate
-from veca_core import Model, ModelError, build, load_card, load_model
+from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
 
 CPU = torch.device("cpu")
 
@@ -237,7 +237,7 @@ def test_vectors_do_not_decay_and_a_pretrained_stem_learns_slowly(trained: Path,
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
     lite = {**content()["network"], "stem": "tu-tf_efficientnet_lite0", "pretrained": "imagenet"}
     described = recipe(data, network=lite)
-    card = new_card(described, load_card(trained / "best").bands, network_config(described.network, 3))
+    card = new_card(described, load_card(trained / "best").bands, architecture(described.network, 3))
     stemmed = build(card.architecture, card.bands, 3)
     slow = [
         p
@@ -247,6 +247,32 @@ def test_vectors_do_not_decay_and_a_pretrained_stem_learns_slowly(trained: Path,
     ]
     assert {id(p) for p in slow} == {id(p) for p in stemmed.encoder.stem.body.parameters()}
     assert "started from ImageNet weights" in card.data
+
+
+def test_deeper_layers_learn_more_slowly_where_that_is_asked_for(trained: Path) -> None:
+    network = load_model(trained / "best").network
+    rates: dict[int, float] = {}
+    for group in parameter_groups(network, ScheduleRecipe(layer_decay=0.5)):
+        rates |= {id(p): group["factor"] for p in group["params"]}
+    encoder = network.encoder
+    assert rates[id(network.head.classify.weight)] == rates[id(encoder.norm.weight)] == 1.0
+    assert rates[id(encoder.blocks[1].mlp.fc1.weight)] == 0.5
+    assert rates[id(encoder.blocks[0].mlp.fc1.weight)] == rates[id(encoder.moves[0].weight)] == 0.25
+    assert rates[id(encoder.stem.proj.weight)] == rates[id(encoder.bank.tokens)] == 0.125
+
+
+def test_a_published_checkpoint_gives_the_encoder_its_sizes_and_weights(
+    data: Path, tmp_path: Path, golden: Path
+) -> None:
+    start = {"stem": "patch", "head": "linear", "pretrained": str(golden / "official_tiny_projected.pt")}
+    schedule = {**content()["schedule"], "freeze": True, "crop": 64}
+    done = train(recipe(data, network=start, schedule=schedule), tmp_path, device="cpu")
+    ours = load_model(done.folder).network.encoder
+    theirs = load_official_encoder(golden / "official_tiny_projected.pt")
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert ours.config.output_dim is None
+    assert "started from official_tiny_projected.pt" in load_card(done.folder).data
 
 
 def test_bands_are_measured_on_valid_pixels(tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""Trains an encoder to see what a teacher sees, on images without labels: `veca distill` (arXiv 2605.12491)."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.augment import Augment
+from pipelines.candidate import network_config
+from pipelines.config import ScheduleRecipe
+from pipelines.crops import Crops, collate
+from pipelines.distill_recipe import DistillRecipe, Stage
+from pipelines.errors import RequestError
+from pipelines.fast import quicken
+from pipelines.images import list_images
+from pipelines.inference import autocast, fast_precision
+from pipelines.optimiser import learning_rate
+from pipelines.plan import choose_device
+from pipelines.progress import Report, quiet
+from pipelines.scenes import IGNORE, Scene
+from pipelines.teacher import Teacher, load_teacher
+from pipelines.training import measure_bands
+from tiling import Box, Spacing, View, open_image
+from veca_core import VecaEncoder
+from veca_core.card import Architecture, EncoderCard
+from veca_core.encoder import Tokens
+from veca_core.model import build_encoder
+from veca_core.weights import save_encoder
+
+STATE: Final = "distillation.pt"
+ENCODER: Final = "encoder"
+"""Folder, inside a run's folder, of the encoder so far."""
+LOG: Final = "log.csv"
+COLUMNS: Final = ("step", "loss", "global_cosine", "patch_cosine", "patch_mse", "rate", "cores")
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """What is known of an unlabelled image: every pixel is of one class."""
+
+    path: str
+
+    def values(self, box: Box) -> NDArray[np.uint8]:
+        return np.zeros((box.height, box.width), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The paper's three terms."""
+
+    global_cosine: Tensor
+    """1 - cosine of the first core and the teacher's global feature."""
+    patch_cosine: Tensor
+    """1 - cosine of patches, mean."""
+    patch_mse: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.global_cosine + self.patch_cosine + self.patch_mse
+
+
+def losses(tokens: Tokens, whole: Tensor, patches: Tensor) -> Losses:
+    """From the student's tokens (width D) and the teacher's global (B, D) and patches (B, N, D)."""
+    first, seen = tokens.cores[:, 0].float(), tokens.patches.float()
+    return Losses(
+        1 - F.cosine_similarity(first, whole, dim=-1).mean(),
+        1 - F.cosine_similarity(seen, patches, dim=-1).mean(),
+        F.mse_loss(seen, patches),
+    )
+
+
+def distill(
+    recipe: DistillRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    report: Report = quiet,
+) -> Path:
+    """Trains the encoder that a recipe says, into out/encoder; a stopped run goes on where its last checkpoint was.
+
+    Raises RequestError for a teacher or images that do not fit, or a loss that is no number.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    run = Distillation(recipe, out, choose_device(device), report)
+    run.go_on()
+    return out / ENCODER
+
+
+class Distillation:
+    """One distillation: student, teacher, optimisers, and where it stands."""
+
+    def __init__(self, recipe: DistillRecipe, out: Path, device: torch.device, report: Report) -> None:
+        self.recipe, self.out, self.device, self.report = recipe, out, device, report
+        self.scenes = unlabelled(recipe)
+        self.bands = recipe.bands or measure_bands(self.scenes)
+        config = network_config(recipe.network, len(self.bands.names))
+        torch.manual_seed(recipe.seed)
+        self.teacher: Teacher = load_teacher(
+            recipe.teacher, recipe.teacher_weights, config.patch, len(self.bands.names)
+        ).to(device)
+        fields = {name: getattr(config, name) for name in type(config).__dataclass_fields__}
+        fields["output_dim"] = self.teacher.dim
+        architecture = Architecture(encoder=fields, stem=recipe.network.stem, deep=recipe.network.deep)
+        self.card = EncoderCard(
+            name=recipe.name, architecture=architecture, bands=self.bands, spacing=recipe.spacing,
+            teacher=recipe.teacher, data=recipe.source, licence=recipe.licence,
+        )  # fmt: skip
+        torch.manual_seed(recipe.seed)
+        self.student: VecaEncoder = build_encoder(architecture).to(device)
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (self.bands.mean, self.bands.std)
+        )
+        self.precision = fast_precision(device)
+        quicken(self.student, device, self.precision)
+        self.optimisers = optimisers(self.student, recipe)
+        self.schedule = ScheduleRecipe(steps=recipe.steps, warmup=recipe.warmup, rate=recipe.rate)
+        self.step = 0
+        if (out / STATE).is_file():
+            self.load_checkpoint()
+            report(f"going on after step {self.step} of {recipe.steps}")
+
+    def go_on(self) -> None:
+        """Runs the remaining steps."""
+        for pixels in self.batches():
+            cores = self.draw_cores()
+            found = self.learn(pixels, cores)
+            if not math.isfinite(float(found.total.detach())):
+                raise RequestError(
+                    f"the loss became no number at step {self.step}; lower the rate ({self.recipe.rate})"
+                )
+            if self.step % self.recipe.save_every == 0 or self.step == self.recipe.steps:
+                self.milestone(found, cores)
+
+    def batches(self) -> Iterator[Tensor]:
+        """The batches of raw pixels that are still to do, each the same whenever the run was stopped."""
+        lookup = np.zeros(256, dtype=np.uint8)
+        lookup[IGNORE] = IGNORE
+        crops: dict[int, Crops] = {}
+        first = 0
+        for stage in self.recipe.stages:
+            for step in range(max(first, self.step), first + stage.steps):
+                side = self.draw_side(stage, step)
+                if side not in crops:
+                    augment = Augment(self.recipe.augment, side)
+                    crops[side] = Crops(self.scenes, lookup, self.bands.mean, augment, 0.0, self.recipe.seed)
+                items = [crops[side][step * 1000 + i] for i in range(stage.batch)]
+                yield collate(items)[0]
+            first += stage.steps
+
+    def draw_side(self, stage: Stage, step: int) -> int:
+        """A crop's side, cut to whole patches."""
+        rng = np.random.default_rng((self.recipe.seed, step, 2))
+        patch = self.student.config.patch
+        return max(patch, int(rng.choice(stage.sides)) // patch * patch)
+
+    def draw_cores(self) -> int:
+        """The budget of this step, drawn with the encoder's weights."""
+        weights = np.array(self.student.config.draw_weights, dtype=np.float64)
+        rng = np.random.default_rng((self.recipe.seed, self.step, 1))
+        return int(rng.choice(self.student.config.budgets, p=weights / weights.sum()))
+
+    def learn(self, pixels: Tensor, cores: int) -> Losses:
+        """One step of both optimisers."""
+        self.student.train()
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        rate = learning_rate(self.step, self.schedule)
+        pixels = pixels.to(self.device)
+        with autocast(self.device, self.precision):
+            whole, patches = self.teacher(pixels)
+            tokens = self.student((pixels - self.mean) / self.std, cores)
+        found = losses(tokens, whole, patches)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        found.total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        return found
+
+    def milestone(self, found: Losses, cores: int) -> None:
+        """Logs, keeps the encoder, and writes a checkpoint."""
+        values = [float(v.detach()) for v in (found.total, found.global_cosine, found.patch_cosine, found.patch_mse)]
+        self.report(f"step {self.step}/{self.recipe.steps}  loss {values[0]:.4f}  patches {1 - values[2]:.4f} alike")
+        save_encoder(self.out / ENCODER, self.student, self.card)
+        rate = learning_rate(self.step - 1, self.schedule)
+        row = [self.step, *(round(v, 5) for v in values), f"{rate:.3g}", cores]
+        path = self.out / LOG
+        rows: list[Any] = [COLUMNS]
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += [line for line in list(csv.reader(file))[1:] if int(line[0]) < self.step]
+        partial = self.out / f".{LOG}"
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([*rows, row])
+        partial.replace(path)
+        self.save_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Writes everything that a resumed run needs, by a rename."""
+        state = {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "recipe": self.recipe.model_dump_json(),
+        }
+        torch.save(state, self.out / f".{STATE}")
+        (self.out / f".{STATE}").replace(self.out / STATE)
+
+    def load_checkpoint(self) -> None:
+        """Goes on from the checkpoint; RequestError where that is damaged or belongs to another recipe."""
+        path = self.out / STATE
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            recipe = state["recipe"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} cannot be read; remove it to start anew") from error
+        if recipe != self.recipe.model_dump_json():
+            raise RequestError(f"{self.out} holds a run of another recipe; give another --out, or remove that folder")
+        self.student.load_state_dict(state["student"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step = state["step"]
+
+
+def unlabelled(recipe: DistillRecipe) -> tuple[Scene, ...]:
+    """Every image at the recipe's spacing, each a group of its own."""
+    spacing = Spacing.square(recipe.spacing.value, recipe.spacing.unit) if recipe.spacing else None
+    scenes = []
+    for path in list_images(recipe.images):
+        view = View.open(open_image(path), spacing)
+        scenes.append(Scene(path.stem, str(path), view, Nothing(str(path)), view.size.box))
+    return tuple(scenes)
+
+
+def optimisers(student: VecaEncoder, recipe: DistillRecipe) -> list[torch.optim.Optimizer]:
+    """Muon on the blocks' matrices, AdamW on the rest; vectors do not decay.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025), so that one rate serves both.
+    """
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in student.named_parameters():
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            (others if parameter.ndim > 1 else vectors).append(parameter)
+    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=recipe.rate)
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
