@@ -19,7 +19,7 @@ from veca_core.rope import Table, rotate_halves
 
 CHUNKS: Final = {"cpu": 2048}
 """Tokens that are worked on at once, over the whole batch: their hidden layers then stay in a CPU's cache."""
-LARGE_CHUNK: Final = 65536
+LARGE_CHUNK: Final = 16384
 """The same on every other device: enough to keep it busy."""
 FUSED_FROM: Final = 256
 """Cores from which a CPU, too, computes the patches' attention without keeping scores."""
@@ -78,22 +78,35 @@ def run_block(
     opposite = (torch.cat([k_r, q_r], dim=1) * q_r.shape[-1] ** -0.5).transpose(-2, -1).contiguous()
     to_cores = CoreSoftmax(q_r)
     to_cores.fold(k_r @ opposite[:, heads:], v_r)
-    scored = keeps_scores(patches.device.type, cores.shape[1])
     for part in pieces(patches, chunk):
         piece = patches[:, part]  # a view: what follows writes into the state
-        qk, v = project(block, piece, (patch_table[0][part], patch_table[1][part]))
-        if scored:
-            scores = qk @ opposite  # (B, 2 heads, n, C)
-            mixed = scores[:, :heads].softmax(dim=-1) @ v_r
-            to_cores.fold(scores[:, heads:], v)
-        else:
-            mixed = F.scaled_dot_product_attention(qk[:, :heads], k_r, v_r)
-            to_cores.fold(qk[:, heads:] @ opposite[:, heads:], v)
-        attend(block, piece, mixed)
+        table = patch_table[0][part], patch_table[1][part]
+        attend(block, piece, mix(block, piece, table, opposite, (k_r, v_r), to_cores))
         feed_forward(block, piece)
     attend(block, cores, to_cores.result())
     feed_forward(block, cores)
     return cores
+
+
+def mix(
+    block: PreparedBlock,
+    piece: Tensor,
+    table: Table,
+    opposite: Tensor,
+    seen: tuple[Tensor, Tensor],
+    to_cores: CoreSoftmax,
+) -> Tensor:
+    """What patches (B, n, D) take from the cores' keys and values, (B, heads, n, d); folds in what they give them."""
+    heads = block.heads
+    qk, v = project(block, piece, table)
+    if keeps_scores(piece.device.type, opposite.shape[-1]):
+        scores = qk @ opposite  # (B, 2 heads, n, C)
+        mixed: Tensor = scores[:, :heads].softmax(dim=-1) @ seen[1]
+        to_cores.fold(scores[:, heads:], v)
+    else:
+        mixed = F.scaled_dot_product_attention(qk[:, :heads], *seen)
+        to_cores.fold(qk[:, heads:] @ opposite[:, heads:], v)
+    return mixed
 
 
 def project(block: PreparedBlock, tokens: Tensor, table: Table) -> tuple[Tensor, Tensor]:
