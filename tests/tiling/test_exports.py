@@ -43,6 +43,9 @@ PLACES = {
 }
 NAMESPACE = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
 
+FROM_LABELS = {name: export for name, export in EXPORTS.items() if name not in ("probability", "uncertainty")}
+"""Exports that need nothing but labels; the other two need arrays beside them."""
+
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Labels:
@@ -140,7 +143,7 @@ def test_a_picture_whose_spacing_a_user_stated_keeps_it(tmp_path: Path) -> None:
         assert 'PhysicalSizeX="0.1234567"' in (file.ome_metadata or "")
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", FROM_LABELS)
 @pytest.mark.parametrize("kind", ["slide", "raster"])
 def test_an_export_made_twice_has_the_same_bytes(
     tmp_path: Path, slides: Labels, rasters: Labels, name: str, kind: str
@@ -161,7 +164,7 @@ def test_labels_of_any_shape_are_exported(tmp_path: Path, size: tuple[int, int],
     values = random_labels(*size) if size != (600, 513) else np.full(size, NODATA, np.uint8)
     place = {} if kind == "slide" else {"kind": kind, "georef": UTM}
     labels = publish(tmp_path, values, block=8192, chunk=512, **place)
-    for name, export in EXPORTS.items():
+    for name, export in FROM_LABELS.items():
         assert all(path.is_file() for path in export(labels, tmp_path, None, TAGS)), name
     path = tmp_path / "mask.tif"
     with rasterio.open(path) if kind == "raster" else tifffile.TiffFile(path) as file:
@@ -181,7 +184,7 @@ def test_no_export_reads_large_labels_at_once(tmp_path: Path, monkeypatch: pytes
         return read(self, box, level)
 
     monkeypatch.setattr(Labels, "read", spy)
-    for export in EXPORTS.values():
+    for export in FROM_LABELS.values():
         export(labels, tmp_path, None, {})
     assert sum(pieces) >= 3 * values.size
     assert max(pieces) <= 2**22
@@ -306,7 +309,7 @@ def test_names_and_tags_of_any_kind_are_written(tmp_path: Path, kind: str) -> No
     place = {} if kind == "slide" else {"kind": kind, "georef": UTM}
     labels = publish(tmp_path, VALUES, name="a\udce9b\n<c>\x00&", **place)
     assert Labels.open(labels.path).name == "a\udce9b\n<c>\x00&"
-    for name, export in EXPORTS.items():
+    for name, export in FROM_LABELS.items():
         assert export(labels, tmp_path, None, {"input": "a\udce9b\n<c>\x00&"}), name
     with tifffile.TiffFile(tmp_path / "mask.tif") as file:
         assert not file.is_ome or ElementTree.fromstring(file.ome_metadata or "") is not None
@@ -314,6 +317,6 @@ def test_names_and_tags_of_any_kind_are_written(tmp_path: Path, kind: str) -> No
 
 def test_labels_without_classes_are_exported(tmp_path: Path) -> None:
     labels = publish(tmp_path, np.full((300, 200), NODATA, np.uint8), classes=())
-    for name, export in EXPORTS.items():
+    for name, export in FROM_LABELS.items():
         assert export(labels, tmp_path, None, {}), name
     assert table(labels, tmp_path)[1:] == [["total", "", "0", ""], ["no data", "255", "60000", ""]]

@@ -163,7 +163,7 @@ def test_damage_is_refused_or_harmless_but_never_breaks(
 ) -> None:
     before = (folder / name).read_bytes()
     content = bytearray(before)
-    start = int(place * (len(content) - 1))
+    start = int(place * (len(content) - 2))  # the card's closing newline may be lost without harm
     damaged = bytes(255 - b for b in content[start : start + length])
     content[start:] = b"" if cut else damaged + content[start + length :]
     (folder / name).write_bytes(content)
