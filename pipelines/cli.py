@@ -323,6 +323,34 @@ def convert(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped model's name, or a model folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")],
+    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",  # noqa: A002 - the word people know
+    cores: Annotated[str, typer.Option(help="all, or budgets like 8,64: a file each. The largest alone.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a model for other runtimes: raw pixels in, class probabilities out, of any size and batch.
+
+    Example: veca export nuclei --format onnx --cores 8,64 --out exported
+    """
+    from pipelines.portable import check_format, export_model
+    from veca_core import load_model
+
+    check_format(format)
+    loaded = load_model(model)
+    budgets: list[int] | None = None
+    if cores == "all":
+        budgets = list(loaded.network.encoder.config.budgets)
+    elif cores != "auto":
+        budgets = [parse_cores(part) or 0 for part in cores.split(",")]
+    check_folder(out)
+    paths = export_model(loaded, out, format=format, cores=budgets, report=to_stderr)
+    if as_json:
+        print_json([str(path) for path in paths])
+
+
+@app.command()
 def view(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images and results.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

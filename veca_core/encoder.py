@@ -83,7 +83,7 @@ class VecaEncoder(nn.Module):
 
     def run(self, patches: Tensor, grid: tuple[int, int], budget: int, chunk: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Cores (B, C, D) and patches (B, N, D) behind the last block, with everything that gradients need."""
-        bank, rho = self.bank(budget, len(patches))  # (B, C, D), (B, C, 2)
+        bank, rho = self.bank(budget, patches.shape[0])  # (B, C, D), (B, C, 2)
         patch_table = self.patch_table(grid)
         for i, block in enumerate(self.blocks):
             rho = self.moved(i, rho, bank)

@@ -136,7 +136,13 @@ class GeoParquet(_Batches):
 
     def __init__(self, path: Path, labels: Labels, tags: Mapping[str, str], wishes: RegionWishes) -> None:
         super().__init__(path, labels, tags, wishes)
-        self._writer = parquet.ParquetWriter(path, self.schema, compression="zstd")
+        self._writer = parquet.ParquetWriter(
+            path,
+            self.schema,
+            compression="zstd",
+            use_dictionary=["class", "color"],
+            write_statistics=["value", "pixels"],
+        )
         self._bounds: NDArray[np.float64] | None = None
 
     def write(self, batch: pa.Table, bounds: NDArray[np.float64]) -> None:
