@@ -16,9 +16,10 @@ import rasterio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
-from tiling import ImageError, View, open_image
+from tiling import ImageError, View, open_image, storage
 from tiling.exports import FILES
 from tiling.labels import Labels
+from tiling.readers.array import ZARR_FILES
 from tiling.readers.dicom import series_files
 from tiling.readers.raster import SIDECARS, WORLD_FILES
 from veca_core.card import first_problem
@@ -231,12 +232,21 @@ def image_fingerprint(path: str) -> str:
     The files are the image itself, all of a folder's, what a VRT refers to, the sidecars that GDAL reads, the folder of
     a MIRAX slide and the series of a DICOM one.
     """
+    path = storage.restored(path)
+    if storage.is_url(path):
+        parts = [f"{name}:{storage.stamp(name)}" for name in _stored_at(path)]
+        return f"{path}:{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()}"
     place = Path(path)
     if not place.exists():
         return f"{path}:{uuid.uuid4()}"
     files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else image_files(place)
     parts = [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
     return f"{place.resolve()}:{hashlib.sha256(chr(10).join(parts).encode(errors='backslashreplace')).hexdigest()}"
+
+
+def _stored_at(path: str) -> list[str]:
+    """The files behind an address: itself, or what describes the Zarr array there."""
+    return [path] if storage.exists(path) else [n for n in (f"{path}/{z}" for z in ZARR_FILES) if storage.exists(n)]
 
 
 def image_files(path: Path) -> list[Path]:

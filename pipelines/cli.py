@@ -47,7 +47,7 @@ def segment(
         typer.Argument(help="Images, folders of images, patterns in quotes, or @list.txt with a path a line."),
     ],
     model: ModelName,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, one folder an image.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder or s3://, gs://, az:// address for the results.")],
     cores: Cores = "auto",
     memory: Memory = None,
     device: Device = "auto",
@@ -97,20 +97,20 @@ def segment(
         threads=threads,
     )
     loaded = load_model(model)
-    check_folder(out)
+    place = check_out(out)
     with ProgressBar("blocks") as bar:
         results = segment_all(listed, loaded, out, options, report=bar.say, tick=bar.tick)
     done = [result for result in results if isinstance(result, Bundle)]
     for bundle in done:
-        to_stderr(f"{bundle.folder}: {', '.join(bundle.run.outputs)}")
+        to_stderr(f"{place}/{bundle.name}: {', '.join(bundle.run.outputs)}")
     if as_json:
         print_json([
-            {"folder": str(r.folder), "run": r.run.model_dump(mode="json")}
+            {"folder": f"{place}/{r.name}", "run": r.run.model_dump(mode="json")}
             if isinstance(r, Bundle) else {"image": str(r.image), "error": r.reason}
             for r in results
         ])  # fmt: skip
     if len(done) < len(results):
-        to_stderr(f"{len(results) - len(done)} of {len(results)} images failed; {out / 'summary.csv'} says why")
+        to_stderr(f"{len(results) - len(done)} of {len(results)} images failed; {place}/summary.csv says why")
         raise typer.Exit(1)
 
 
@@ -423,12 +423,30 @@ def parse_spacing(text: str | None) -> Any:
 
 def check_exists(image: str) -> None:
     """Raises RequestError for a path that is not there."""
-    if not Path(image).exists():
+    from tiling import storage
+
+    if not storage.is_url(image) and not Path(image).exists():
         raise RequestError(f"{image}: no such file")
+
+
+def check_out(out: Path) -> str:
+    """Makes sure that results can go there, and gives the place's name: a folder, or an address of a store."""
+    from pipelines.remote import Store
+
+    store = Store.of(out)
+    if store is None:
+        check_folder(out)
+        return str(out)
+    store.check()
+    return store.url
 
 
 def check_folder(out: Path) -> None:
     """Makes a folder for results; raises RequestError where none can be made or written."""
+    from tiling import storage
+
+    if storage.is_url(storage.restored(str(out))):
+        raise RequestError(f"{storage.restored(str(out))}: give a folder of this machine")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".veca-probe"

@@ -23,7 +23,7 @@ from pipelines.job import Options, versions
 from pipelines.plan import SHARE, Plan, Wishes, format_bytes, resident
 from pipelines.progress import Report
 from pipelines.worker import Call, Member, ModelTicket, NeedsModelError, UnfitError
-from tiling import Size
+from tiling import Size, storage
 from veca_core import Model, ModelError
 from veca_core.memory import NetworkSize
 from veca_core.weights import CARD, WEIGHTS, model_digest
@@ -57,7 +57,7 @@ class Crew:
             ticket=self.ticket,
             device=options.device,
             out=str(out.absolute()),
-            inputs=tuple(sorted({str(Path(image).absolute().parent) for image in images})),
+            inputs=tuple(sorted({str(Path(image).absolute().parent) for image in images if not _is_address(image)})),
         )
         self._looking = threading.Lock()
 
@@ -238,3 +238,7 @@ def _reason(answer: Any) -> str:
         return "it cannot keep the model that was sent to it"
     words = " ".join(str(answer).split())
     return words if isinstance(answer, UnfitError) else f"{type(answer).__name__}: {words}"
+
+
+def _is_address(image: object) -> bool:
+    return storage.is_url(storage.restored(str(image)))

@@ -28,7 +28,7 @@ from pipelines.job import Job, Options
 from pipelines.plan import Plan, Wishes
 from pipelines.progress import Clock, Report
 from pipelines.worker import Order, Piece
-from tiling import Box, ImageError, Size
+from tiling import Box, ImageError, Size, storage
 from tiling.canvas import Canvas
 from veca_core import Model
 from veca_core.memory import NetworkSize
@@ -208,11 +208,12 @@ class Team:
                 self.left -= 1
 
     def _order(self, job: Job, canvas: Canvas | None) -> Order:
-        path = Path(job.source.path).absolute()
+        path = storage.absolute(job.source.path)
+        size = storage.size(path)
         return Order(
             name=uuid.uuid4().hex,
-            image=str(path),
-            file_size=path.stat().st_size if path.is_file() else -1,
+            image=path,
+            file_size=-1 if size is None else size,
             size=job.view.size,
             ticket=self.crew.ticket,
             folder=str(job.folder.absolute()),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.errors import RequestError
+from tiling import storage
 from tiling.readers import ENDINGS, READERS
 
 FOLDER_ENDINGS = (*ENDINGS, ".jp2", ".vrt", ".zarr")
@@ -45,6 +46,8 @@ def is_image_folder(path: Path) -> bool:
 
 def _images(name: str, recursive: bool) -> list[Path]:
     path = Path(name)
+    if storage.is_url(name):
+        return [path]  # whether it is there, and an image, is found out when it is opened
     if path.is_dir():
         if is_image_folder(path):
             return [path]
@@ -99,4 +102,4 @@ def _listed(path: Path) -> list[Path]:
     names = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     if not names:
         raise RequestError(f"the list {path} names no image; write one path a line")
-    return [Path(name) if Path(name).exists() else path.parent / name for name in names]
+    return [Path(name) if storage.is_url(name) or Path(name).exists() else path.parent / name for name in names]

@@ -28,7 +28,7 @@ from pipelines.bundle import (
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
 from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, halvings, make_plan
-from tiling import Grid, Size, Source, Spacing, View
+from tiling import Grid, Size, Source, Spacing, View, storage
 from tiling.exports import EXPORTS
 from tiling.readers.opened import listed
 from veca_core import Model
@@ -243,7 +243,7 @@ def open_view(source: Source, model: Model, options: Options) -> View:
 
 def absolute(path: str) -> str:
     """The path from the root, so that a result finds its image from any folder; what is no path stays as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    return str(Path(path).resolve()) if Path(path).exists() else storage.restored(path)
 
 
 def request(source: Source, model: Model, options: Options) -> str:

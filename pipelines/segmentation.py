@@ -25,7 +25,8 @@ from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
 from pipelines.plan import CHUNK, describe, make_plan
 from pipelines.progress import Clock, Report, quiet
-from tiling import NODATA, Box, ImageError, LabelClass, open_image
+from pipelines.remote import Store
+from tiling import NODATA, Box, ImageError, LabelClass, open_image, storage
 from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
 from tiling.labels import Labels
@@ -50,7 +51,7 @@ def silent(done: int, total: int) -> None:
 def segment(
     image: str | Path | NDArray[np.generic],
     model: Model,
-    out: Path,
+    out: str | Path,
     options: Options | None = None,
     *,
     name: str | None = None,
@@ -58,7 +59,7 @@ def segment(
     tick: Tick = silent,
     team: Team | None = None,
 ) -> Bundle:
-    """Segments one image, a path or an array (H, W) or (H, W, bands), into the bundle `out`/`name`; returns that.
+    """Segments one image, a path, address or array (H, W) or (H, W, bands), into the bundle `out`/`name`; returns that.
 
     The name is the image's unless given. A finished result of the same image, model and options is returned as it is,
     an interrupted one is finished. With `options.dask` a cluster does the work, or a `team` of it that is hired
@@ -68,20 +69,28 @@ def segment(
     clock = Clock()
     options = options or Options()
     if options.dask and team is None:
-        with hired(model, out, options, [image], report) as team:
+        store = Store.of(out)
+        with hired(model, store.scratch if store else Path(out), options, [image], report) as team:
             return segment(image, model, out, options, name=name, report=report, tick=tick, team=team)
     if team:
         options = replace(options, device=team.device)
     source = open_image(image, bands=options.bands, strict=options.strict)
-    job = Job.prepare(source, model, out / (name or source.name), options, team.plan if team else make_plan)
+    store = Store.of(out)
+    here = store.scratch if store else Path(out)
+    job = Job.prepare(source, model, here / (name or source.name), options, team.plan if team else make_plan)
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
+    if store and (sent := store.finished(job)):
+        report(f"{store.url}/{job.folder.name} holds this very result already; --overwrite makes it again")
+        return Bundle(job.folder, sent)
     earlier = None if options.overwrite else job.finished()
     made = earlier.run.exports if earlier else ()
     if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
-        return earlier
+        return store.send(earlier) if store else earlier
     refuse_another(job)
+    if store:
+        store.refuse_another(job)
     told = len(source.warnings)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
     job = replace(job, options=replace(options, exports=exports))
@@ -100,7 +109,8 @@ def segment(
     (job.folder / PLAN).unlink(missing_ok=True)
     damage.forget(job.folder)
     source.close()
-    return Bundle(job.folder, record)
+    bundle = Bundle(job.folder, record)
+    return store.send(bundle) if store else bundle
 
 
 def refuse_another(job: Job) -> None:
@@ -125,7 +135,7 @@ class Failure:
 def segment_all(
     images: Sequence[Path],
     model: Model,
-    out: Path,
+    out: str | Path,
     options: Options | None = None,
     *,
     report: Report = quiet,
@@ -138,8 +148,10 @@ def segment_all(
     options = options or Options()
     options.check(model)
     named = list(zip(images, bundle_names(images), strict=True))
-    out.mkdir(parents=True, exist_ok=True)
-    with hired(model, out, options, images, report) if options.dask else nullcontext() as team:
+    store = Store.of(out)
+    here = store.scratch if store else Path(out)
+    here.mkdir(parents=True, exist_ok=True)
+    with hired(model, here, options, images, report) if options.dask else nullcontext() as team:
 
         def one(number: int) -> Bundle | Failure:
             image, name = named[number]
@@ -150,7 +162,11 @@ def segment_all(
 
         numbers = range(len(images))
         results = team.map(one, numbers) if team else [one(number) for number in numbers]
-    write_summary(images, results, out / SUMMARY)
+    if store:
+        store.fetch(SUMMARY)
+    write_summary(images, results, here / SUMMARY)
+    if store:
+        storage.send(here / SUMMARY, f"{store.url}/{SUMMARY}")
     return results
 
 
@@ -198,7 +214,7 @@ def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], p
     """A line for each image that was ever segmented into this folder: what became of it and where it is."""
     lines = {line["image"]: line for line in _read_summary(path)}
     for image, result in zip(images, results, strict=True):
-        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": str(image.resolve())}
+        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": absolute(str(image))}
         if isinstance(result, Failure):
             line |= {"status": "failed", "reason": result.reason}
         else:

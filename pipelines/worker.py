@@ -30,7 +30,7 @@ from pipelines.peak import peak_memory
 from pipelines.plan import Plan, Wishes, choose_device, free_memory, make_plan, resident
 from pipelines.progress import Clock
 from pipelines.segmentation import class_values, export_labels, look_for_seams, open_predictor
-from tiling import NODATA, Box, Grid, ImageError, Size, open_image
+from tiling import NODATA, Box, Grid, ImageError, Size, open_image, storage
 from tiling.canvas import Canvas
 from tiling.damage import Damage
 from tiling.labels import Labels
@@ -338,13 +338,12 @@ def _job(order: Order) -> Job:
 
 
 def _reopened(order: Order) -> Job:
-    path = Path(order.image)
-    if not path.exists():
+    path = order.image
+    if not storage.is_url(path) and not Path(path).exists():
         raise ImageError(f"{path}: worker {socket.gethostname()} does not see it; every worker needs the same path")
-    if path.is_file() and path.stat().st_size != order.file_size:
-        raise ImageError(
-            f"{path}: worker {socket.gethostname()} sees another file there, of {path.stat().st_size} bytes"
-        )
+    found = storage.size(path)
+    if found is not None and found != order.file_size:
+        raise ImageError(f"{path}: worker {socket.gethostname()} sees another file there, of {found} bytes")
     model = joined(order.ticket, torch.device(order.plan.device).type)
     source = open_image(order.image, bands=order.options.bands, strict=order.options.strict)
     view = open_view(source, model, order.options)

@@ -1,5 +1,6 @@
 """Pixels, places and files: images opened, windows laid over them, and results written. Knows no torch."""
 
+from tiling import storage
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef, Spacing
@@ -25,5 +26,6 @@ __all__ = [
     "View",
     "blocks",
     "open_image",
+    "storage",
     "taper",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from contextlib import suppress
 from functools import lru_cache
@@ -41,13 +42,16 @@ def is_url(path: str) -> bool:
     return True
 
 
-def parent_and_name(path: str) -> tuple[str, str]:
-    """Folder and file name, of a path or an address (without its query)."""
-    path = path.rstrip("/")
-    if is_url(path):
-        path = path.partition("?")[0]
-    head, _, name = path.rpartition("/")
-    return head, name
+def restored(path: str) -> str:
+    """An address that went through `Path`, which takes one of its two slashes; all else as it is."""
+    scheme, mark, rest = path.partition(":/")
+    is_address = mark and scheme.lower() in SCHEMES and not rest.startswith("/")
+    return f"{scheme}://{rest}" if is_address else path
+
+
+def absolute(path: str) -> str:
+    """The path from the root, so that it means the same in any folder; an address as it is."""
+    return path if is_url(path) else str(Path(path).absolute())
 
 
 def exists(path: str) -> bool:
@@ -186,31 +190,107 @@ class _Raw(io.RawIOBase):
 def store_of(path: str) -> tuple[ObjectStore, str]:
     """The store behind an address, and the name of the file in it. Raises ImageError where it cannot be set up."""
     parts = urlsplit(path)
-    scheme = parts.scheme.lower()
-    if scheme in ("http", "https"):
-        root, key = f"{scheme}://{parts.netloc}", parts.path.lstrip("/")
-        key += f"?{parts.query}" if parts.query else ""
-        return _store(root), unquote(key) if not parts.query else key
-    return _store(f"{scheme}://{parts.netloc}"), unquote(parts.path.lstrip("/"))
+    if parts.query:  # a signed address is a store of one file
+        return _store(path), ""
+    return _store(f"{parts.scheme.lower()}://{parts.netloc}"), unquote(parts.path.lstrip("/"))
+
+
+def folder_store(path: str) -> ObjectStore:
+    """The store whose names count from a folder, like that of a Zarr array."""
+    return _store(path.rstrip("/"))
+
+
+def send(file: Path, path: str) -> None:
+    """Writes a local file to an address. Raises ImageError where the store does not take it."""
+    import obstore
+
+    store, key = store_of(path)
+    try:
+        obstore.put(store, key, file)
+    except Exception as error:
+        raise ImageError(f"{path}: cannot be written: {_said(error)}") from error
+
+
+def delete(path: str) -> None:
+    """Removes a file behind an address, if it is there. Raises ImageError where the store does not let us."""
+    import obstore
+
+    store, key = store_of(path)
+    try:
+        obstore.delete(store, key)
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        raise ImageError(f"{path}: cannot be written: {_said(error)}") from error
+
+
+def names(path: str) -> list[str]:
+    """The files in a folder of a store and below it, named from there."""
+    import obstore
+
+    store, key = store_of(path.rstrip("/") + "/")
+    try:
+        pages = list(obstore.list(store, key))
+    except Exception as error:
+        raise ImageError(f"{path}: cannot be reached: {_said(error)}") from error
+    return sorted(str(entry["path"])[len(key) :].lstrip("/") for page in pages for entry in page)
+
+
+def gdal_path(path: str) -> str:
+    """What GDAL calls a file."""
+    if not is_url(path):
+        return path
+    scheme, _, rest = path.partition("://")
+    folder = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}.get(scheme.lower())
+    return f"{folder}{rest}" if folder else f"/vsicurl/{path}"
+
+
+def gdal_options(path: str) -> dict[str, Any]:
+    """How GDAL reaches a file: no listing of what lies beside it, a few more tries, and the environment's store.
+
+    Credentials never pass through here: GDAL finds those of the environment itself.
+    """
+    if not is_url(path):
+        return {}
+    options: dict[str, Any] = {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_HTTP_MAX_RETRY": 3,
+        "GDAL_HTTP_RETRY_DELAY": 1,
+        "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    }
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if path.startswith("s3://") and endpoint.netloc:
+        options |= {"AWS_S3_ENDPOINT": endpoint.netloc, "AWS_VIRTUAL_HOSTING": "FALSE"}
+        options["AWS_HTTPS"] = "NO" if endpoint.scheme == "http" else "YES"
+    if path.startswith("s3://") and _anonymous(path):
+        options["AWS_NO_SIGN_REQUEST"] = "YES"
+    return options
+
+
+def _store(root: str) -> ObjectStore:
+    return _set_up(root, os.environ.get("AWS_ENDPOINT_URL"))
 
 
 @lru_cache(maxsize=64)
-def _store(root: str) -> ObjectStore:
+def _set_up(root: str, _endpoint: str | None) -> ObjectStore:
+    """One store for all files behind an address: it keeps its connections."""
     from obstore.store import from_url
 
     try:
-        return from_url(root, client_options={"allow_http": True}, **_anonymous(root))
+        return from_url(root, client_options={"allow_http": True}, retry_config={"max_retries": 3}, **_anonymous(root))
     except Exception as error:
         raise ImageError(f"{root}: cannot be reached: {_said(error)}") from error
 
 
 def _anonymous(root: str) -> dict[str, Any]:
     """Without credentials in the environment, buckets are read unsigned: the machine is not asked for some."""
-    if root.startswith("s3://") and not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"} & set(
-        os.environ
-    ):
-        return {"skip_signature": True}
-    return {}
+    known = {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    }
+    return {"skip_signature": True} if root.startswith("s3://") and not known & set(os.environ) else {}
 
 
 def _look_up(path: str) -> Any:
@@ -228,4 +308,7 @@ def _look_up(path: str) -> Any:
 
 def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # Between what failed and why, the library tells how often it tried.
+    return re.sub(r" in [\d.]+m?s, after \d+ retries, max_retries: \d+, retry_timeout: \d+s\s*", "", lines[0])[:300]

@@ -256,11 +256,6 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
         open_image(tmp_path / "nowhere.tif")
 
 
-def test_an_address_on_the_network_is_not_called_a_missing_file() -> None:
-    with pytest.raises(ImageError, match=r"^s3://bucket/a\.tif: is an address on the network; copy the file here"):
-        open_image("s3://bucket/a.tif")
-
-
 def test_a_folder_that_is_no_zarr_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(
         ImageError, match="is a folder, and not a Zarr array or a DICOM slide; name the image file itself"

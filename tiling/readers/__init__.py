@@ -11,6 +11,7 @@ import zarr
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from tiling import storage
 from tiling.errors import ImageError
 from tiling.readers.array import ArraySource
 from tiling.readers.dicom import DicomSource
@@ -72,7 +73,7 @@ def open_image(
 def _open(image: Any, reader: str | None, indexed: bool) -> OpenedImage:
     if isinstance(image, ndarray | zarr.Array):
         return ArraySource(image)
-    path = os.fspath(image)
+    path = storage.restored(os.fspath(image))
     _check_exists(path)
     if reader is not None:
         return READERS[reader](path, indexed=indexed)
@@ -95,6 +96,8 @@ def _open(image: Any, reader: str | None, indexed: bool) -> OpenedImage:
 
 def _what_it_is(path: str) -> str:
     """Why nobody reads it, in one line."""
+    if storage.is_url(path) and path.lower().endswith((".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".dcm")):
+        return f"{path}: slides in this format are read from a disk only; copy it here, with the files beside it"
     if Path(path).is_dir():
         return f"{path}: is a folder, and not a Zarr array or a DICOM slide; name the image file itself"
     if path.lower().endswith(ENDINGS):
@@ -104,8 +107,13 @@ def _what_it_is(path: str) -> str:
 
 
 def _check_exists(path: str) -> None:
-    if "://" in path:
-        raise ImageError(f"{path}: is an address on the network; copy the file here and name the copy")
+    if storage.is_url(path):
+        found = storage.size(path)
+        if found is None and not ArraySource.accepts(path):
+            raise ImageError(f"{path}: no such file")
+        if found == 0:
+            raise ImageError(f"{path}: the file is empty; copy it again")
+        return
     if not Path(path).exists():
         raise ImageError(f"{path}: no such file")
     if Path(path).is_file() and Path(path).stat().st_size == 0:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ObjectStore
 
-from tiling import validity
+from tiling import storage, validity
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import METRES, Georef, Spacing
@@ -55,13 +55,13 @@ class ArraySource(OpenedImage):
 
     @classmethod
     def accepts(cls, path: str) -> bool:
-        return any((Path(path) / name).is_file() for name in ZARR_FILES)
+        return any(storage.size(f"{path.rstrip('/')}/{name}") is not None for name in ZARR_FILES)
 
     def close(self) -> None:
         """Nothing is held open between reads."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        image = self._given if self._given is not None else str(Path(self.path).absolute())
+        image = self._given if self._given is not None else storage.absolute(self.path)
         return _rebuild, (image, self._options, self._chosen, self.strict)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
@@ -95,8 +95,8 @@ class ArraySource(OpenedImage):
         self.provenance = {"format": "NumPy array" if in_memory else "Zarr", "axes": self._axes}
 
     def _check_unchanged(self) -> None:
-        if self._given is None:
-            super()._check_unchanged()
+        if self._given is None and not self.accepts(self.path):
+            raise ImageError("the file is gone")
 
     def _read(self, box: Box, level: int) -> NDArray[Any]:
         rows, columns = box.slices
@@ -129,7 +129,7 @@ def _open(image: Any) -> tuple[list[_Array], str]:
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise ImageError(f"its shape is {image.shape}; expected (height, width) or (height, width, bands)")
         return [image], "YXC"[: image.ndim]
-    node = image if isinstance(image, zarr.Array) else zarr.open(image, mode="r")
+    node = image if isinstance(image, zarr.Array) else _open_node(image)
     if isinstance(node, zarr.Array):
         _refuse_empty(node)
         return [node], _axes_of(node)
@@ -183,7 +183,13 @@ def _multiscales(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _metadata(path: str) -> Mapping[str, Any]:
-    return zarr.open(path, mode="r").attrs.asdict()
+    return _open_node(path).attrs.asdict()
+
+
+def _open_node(path: str) -> zarr.Array[Any] | zarr.Group:
+    if not storage.is_url(path):
+        return zarr.open(path, mode="r")
+    return zarr.open(ObjectStore(storage.folder_store(path), read_only=True), mode="r")
 
 
 def _channel_names(metadata: Mapping[str, Any], count: int) -> tuple[str, ...] | None:

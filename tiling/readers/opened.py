@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling import storage
 from tiling.damage import Damage, DamageLog
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
@@ -165,7 +167,7 @@ class OpenedImage(ABC):
 
     def _check_unchanged(self) -> None:
         """Raises ImageError where the file is gone: that is no damaged tile."""
-        if not Path(self.path).exists():
+        if not storage.exists(self.path):
             raise ImageError("the file is gone")
 
     def blank(self, box: Box, level: int = 0) -> bool:  # noqa: ARG002 - readers that know better say so
@@ -188,11 +190,10 @@ class OpenedImage(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker may run in another folder, so the path travels absolute.
-        return _reopen, (type(self), str(Path(self.path).absolute()), self._indexed, self._chosen, self.strict)
+        return _reopen, (type(self), storage.absolute(self.path), self._indexed, self._chosen, self.strict)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
-        stat = Path(self.path).stat()
-        return type(self).__name__, str(Path(self.path).absolute()), stat.st_mtime_ns, stat.st_size, self._chosen
+        return type(self).__name__, storage.absolute(self.path), storage.stamp(self.path), self._chosen
 
     def __enter__(self) -> Self:
         return self
@@ -258,6 +259,9 @@ def tiles_of(level: Level, box: Box) -> Iterator[Box]:
 
 def short_name(path: str) -> str:
     """The file name without its ending: 'a/b.ome.tif' -> 'b'; never empty, '.' or '..': '...png' -> '_png'."""
+    path = storage.restored(path)
+    if storage.is_url(path):
+        path = unquote(path.partition("?")[0])
     name = path.rstrip("/").rsplit("/", 1)[-1]
     stem = Path(name).stem
     stem = stem[:-4] if stem.lower().endswith(".ome") else stem

@@ -20,7 +20,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from tifffile import TiffFile
 
-from tiling import validity
+from tiling import storage, validity
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
@@ -179,7 +179,7 @@ class RasterSource(OpenedImage):
 
     def _stored(self, box: Box, level: int) -> NDArray[Any]:
         """(H, W, bands) as the file holds them."""
-        with self._dataset(level) as dataset, _bounded_cache():
+        with self._dataset(level) as dataset, _bounded_cache(self.path):
             pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self._stored_dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
@@ -191,7 +191,7 @@ class RasterSource(OpenedImage):
             if self._palette is not None:
                 valid &= validity.opaque(self._palette[pixels[..., 0], 3])
         if self._alpha is not None:
-            with self._dataset(level) as dataset, _bounded_cache():
+            with self._dataset(level) as dataset, _bounded_cache(self.path):
                 valid &= validity.opaque(dataset.read(self._alpha, window=_window(box)))
         if self._masked:
             valid &= self._mask(box, level)
@@ -202,15 +202,14 @@ class RasterSource(OpenedImage):
         # itself would call everything valid where a mask was added after the overviews were built.
         y, x = self.levels[level].scale
         window = Window(box.x * x, box.y * y, box.width * x, box.height * y)
-        with self._dataset(0) as dataset, _bounded_cache():
+        with self._dataset(0) as dataset, _bounded_cache(self.path):
             mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
         return np.asarray(mask > 0)
 
 
 def tiff_is_georeferenced(path: str) -> bool:
     """Whether a TIFF is a map: by its first page's tags, or by a world file or GDAL sidecar beside it."""
-    file = Path(path)
-    with suppress(Exception), TiffFile(file) as tif:
+    with suppress(Exception), _tiff(path) as tif:
         tags = {int(tag.code) for tag in tif.pages.first.tags}
         if is_slide(tif):
             return 34735 in tags
@@ -218,8 +217,14 @@ def tiff_is_georeferenced(path: str) -> bool:
     return False
 
 
+def _tiff(path: str) -> TiffFile:
+    return TiffFile(storage.open_file(storage.open_bytes(path)) if storage.is_url(path) else path)
+
+
 def _has_place_beside(path: str) -> bool:
-    """Whether a world file or GDAL's metadata lies beside a picture."""
+    """Whether a world file or GDAL's metadata lies beside a picture on a disk."""
+    if storage.is_url(path):
+        return False
     file = Path(path)
     beside = [file.with_suffix(suffix) for suffix in WORLD_FILES] + [Path(path + suffix) for suffix in SIDECARS]
     return any(other.exists() for other in beside)
@@ -228,18 +233,19 @@ def _has_place_beside(path: str) -> bool:
 def _open(path: str, overview: int = -1, drivers: Sequence[str] | None = None) -> DatasetReader:
     options: dict[str, Any] = {"overview_level": overview} if overview >= 0 else {}
     # Filters are global: one thread at a time changes them. What the warning says is in `warnings` of the source.
-    with _OPENING, rasterio.Env(), warnings.catch_warnings():
+    name = storage.gdal_path(path)
+    with _OPENING, rasterio.Env(**storage.gdal_options(path)), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # rasterio.open takes the name of one driver only.
         dataset: DatasetReader = (
-            DatasetReader(path, driver=list(drivers)) if drivers else rasterio.open(path, **options)
+            DatasetReader(name, driver=list(drivers)) if drivers else rasterio.open(name, **options)
         )
         return dataset
 
 
-def _bounded_cache() -> rasterio.Env:
+def _bounded_cache(path: str) -> rasterio.Env:
     # Around each read, since the bound ends with its Env. In bytes: rasterio does not take megabytes as GDAL does.
-    return rasterio.Env(GDAL_CACHEMAX=CACHE)
+    return rasterio.Env(GDAL_CACHEMAX=CACHE, **storage.gdal_options(path))
 
 
 def _window(box: Box) -> Window:
