@@ -57,7 +57,7 @@ def main() -> None:
         panels.damaged(contents)
     show(desk, contents, image, tiles, shown, segmenting.task, heat)
     segmenting.show_plan(desk)
-    panels.below(image, shown)
+    panels.below(desk, image, tiles, shown)
 
 
 main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,21 @@ class AreaRow:
     """Of the valid area, 0..1."""
 
 
+@dataclass(frozen=True, slots=True)
+class RegionRow:
+    """One row of regions.csv: a connected region."""
+
+    name: str
+    """Of its class."""
+    pixels: float
+    area: float | None
+    """In um2 or m2."""
+    perimeter: float | None
+    """In um or m."""
+    world: tuple[float, float]
+    """(x, y) of its centroid, as the image's georeference counts."""
+
+
 def list_results(folder: Path) -> list[Result]:
     """Every result in a folder or below it, by name, damaged ones too. Links are not followed out of the folder."""
     root = folder.resolve()
@@ -71,6 +87,23 @@ def read_areas(folder: Path) -> list[AreaRow]:
             return [_area_row(row) for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} is damaged; segment the image again") from error
+
+
+def read_regions(folder: Path, most: int, only: str | None = None) -> list[RegionRow]:
+    """The largest regions of regions.csv, of one class where that is named; raises RequestError where it is damaged.
+
+    None where the file was not made. Memory does not grow with the file.
+    """
+    path = folder / "regions.csv"
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = (_region_row(row) for row in csv.DictReader(file))
+            wanted = (row for row in rows if only is None or row.name == only)
+            return heapq.nlargest(most, wanted, key=lambda row: row.pixels)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is damaged; make the regions again") from error
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -117,4 +150,17 @@ def _area_row(row: dict[str, str]) -> AreaRow:
         area=float(row[unit]) if unit and row[unit] else None,
         unit=unit,
         share=float(row["share"]) if row["share"] else None,
+    )
+
+
+def _region_row(row: dict[str, str]) -> RegionRow:
+    """Raises ValueError, KeyError or TypeError where something is missing or odd."""
+    small = "um" if "um2" in row else "m"
+    area, perimeter = row[f"{small}2"], row[f"perimeter_{small}"]
+    return RegionRow(
+        name=row["class"],
+        pixels=float(row["pixels"]),
+        area=float(area) if area else None,
+        perimeter=float(perimeter) if perimeter else None,
+        world=(float(row["x"]), float(row["y"])),
     )

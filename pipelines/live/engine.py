@@ -97,6 +97,10 @@ class Engine:
         name = uuid.uuid4().hex
         return self._ask("attention", wish, name=name, centre=centre, file=f"{self._scratch.name}/{name}.npy")
 
+    def export(self, folder: Path, names: Sequence[str]) -> Task:
+        """Makes further files from the labels in the folder of a result or region."""
+        return self._ask("export", Wish("", ""), names=list(names), folder=str(folder))
+
     def stop(self, task: Task) -> None:
         """Ends a request after the cell that it is at; what is finished is kept."""
         self._send({"do": "stop", "id": task.id})

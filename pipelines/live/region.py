@@ -26,7 +26,7 @@ CELL: Final = 256
 LARGEST: Final = 2**27
 """Pixels of a region at most: more is a run over the image, which goes on after an interruption."""
 BLOCK: Final = 1024
-EXPORTED: Final = ("mask", "areas")
+EXPORTED: Final = ("mask", "areas", "regions")
 _END: Final = object()
 Corners = Sequence[tuple[float, float]]
 """(y, x) in level-0 pixels."""
@@ -116,6 +116,7 @@ def publish(job: Job, box: Box, board: Board, folder: Path, fingerprint: str) ->
         kind=job.source.kind,
         name=job.source.name,
         fingerprint=fingerprint,
+        scale=job.view.scale,
         anew=True,
     )
     with canvas:

@@ -27,6 +27,7 @@ class Worker:
         self.models: dict[str, Any] = {}
         self.tasks: dict[str, Callable[[Request], None]] = {
             "warm": self.warm, "plan": self.plan, "segment": self.segment, "attention": self.attention,
+            "export": self.export,
         }  # fmt: skip
 
     def do(self, request: Request) -> None:
@@ -112,6 +113,16 @@ class Worker:
         patch = job.model.network.encoder.config.patch
         covers = [window.y * y, window.x * x, maps.shape[2] * patch * y, maps.shape[3] * patch * x]
         self.say({"id": request["id"], "event": "seen", "shape": list(maps.shape), "covers": covers})
+
+    def export(self, request: Request) -> None:
+        """Makes further files from a finished label image."""
+        from tiling.exports import EXPORTS
+        from tiling.labels import Labels
+
+        folder = Path(request["folder"])
+        labels = Labels.open(folder / "labels.zarr")
+        made = [path.name for name in request["names"] for path in EXPORTS[name](labels, folder, None, {})]
+        self.say({"id": request["id"], "event": "exported", "files": made})
 
     def job(self, request: Request) -> Any:
         """The plan for the image of a request."""

@@ -13,12 +13,14 @@ import pytest
 from drawn_slides import write_svs
 
 from pipelines.display.masks import MaskTiles, polygon_mask
+from pipelines.errors import RequestError
 from pipelines.job import Job, Options
 from pipelines.live.board import CONFIDENCE, Board
 from pipelines.live.engine import Engine, Wish
 from pipelines.live.record import LiveRecord
 from pipelines.live.worker import Worker
 from pipelines.segmentation import segment
+from pipelines.view import read_regions
 from tiling import Box, open_image
 from veca_core import load_model
 
@@ -134,6 +136,24 @@ def test_the_plan_is_that_of_a_run(slide: Path, tiny_model: Path, asked: dict[st
     assert said["event"] == "planned"
     assert f"plan: 8 cores, window {job.plan.window} px" in said["lines"][1]
     assert any(line.startswith("->") for line in said["table"])
+
+
+def test_regions_of_a_region_lie_where_they_are_on_the_image(asked: dict[str, Any]) -> None:
+    run(asked)
+    folder = Path(asked["folder"])
+    rows = read_regions(folder, 10**6)
+    georef = open_image(asked["image"]).georef
+    mask = MaskTiles.open(folder / "labels.zarr", georef)
+    values = mask.read(mask.sizes[0].box, 0)
+    assert sum(row.pixels for row in rows) == (values != 255).sum()
+    names = {c.name: c.value for c in mask.labels.classes}
+    square = max(rows, key=lambda row: (row.perimeter or 1) ** -2 * row.pixels)  # compact: its centroid lies in it
+    x, y = ~georef.transform @ square.world
+    assert values[int(y - mask.place.y), int(x - mask.place.x)] == names[square.name]
+    assert [row.pixels for row in read_regions(folder, 3)] == sorted((row.pixels for row in rows), reverse=True)[:3]
+    (folder / "regions.csv").write_text("class,value\nx")
+    with pytest.raises(RequestError, match="is damaged"):
+        read_regions(folder, 3)
 
 
 def test_attention_maps_say_where_they_lie(tmp_path: Path, asked: dict[str, Any]) -> None:
