@@ -58,15 +58,18 @@ def masks(contents: Contents, of: ImageEntry) -> Shown:
     if not layers:
         _put_into_address("mask", None)
         _put_into_address("with", None)
+        _put_into_address("compare", None)
         return Shown(None, None, "off")
     options = [NOTHING, *layers]
     first = _choose("Mask", "mask", options, next(iter(layers)), layers, of)
     if len(layers) < 2 or first == NOTHING:
         _put_into_address("with", None)
+        _put_into_address("compare", None)
         return Shown(layers.get(first), None, "off")
     others = [NOTHING, *(name for name in layers if name != first)]
     second = _choose("Compare with", "with", others, NOTHING, layers, of)
     if second == NOTHING:
+        _put_into_address("compare", None)
         return Shown(layers[first], None, "off")
     _take_from_address("compare", MODES.__contains__)
     how = st.radio("How", list(MODES), horizontal=True, key="compare", label_visibility="collapsed")

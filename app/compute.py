@@ -80,7 +80,10 @@ def attention_panel(desk: Desk, image: ImageEntry, segmenting: Segmenting) -> di
         if segmenting.wish is None:
             st.caption("No model suits, or there is no image.")
             return None
-        st.caption("The network's own attention, in one window at what is drawn or in the middle of the view.")
+        st.caption(
+            "The network's own attention, in one window at what is drawn or in the middle of the view: "
+            "clear where a core looks least, bright where it looks most."
+        )
         st.button("Look here", on_click=_attend, args=(desk, segmenting.wish, image, segmenting.corners), key="attend")
         task = desk.engine.tasks.get(st.session_state.get("attention", ""))
         if task is None or task.wish.image != str(image.path):

@@ -43,8 +43,10 @@ SETTINGS: Final[dict[str, Any]] = {
     "client.showErrorDetails": "none",
     "client.showErrorLinks": False,
     "logger.hideWelcomeMessage": True,
-    "theme.primaryColor": "#2a7f9e",
-    "theme.baseRadius": "small",
+    "theme.light.primaryColor": "#2a7f9e",
+    "theme.light.baseRadius": "small",
+    "theme.dark.primaryColor": "#3fa0c2",
+    "theme.dark.baseRadius": "small",
 }
 """Of Streamlit, whatever its user's own configuration says."""
 

@@ -17,7 +17,7 @@ from pipelines.errors import USER_ERRORS
 
 # The image gets the room: Streamlit's own margins are those of a text.
 PAGE_STYLE: Final = """<style>
-[data-testid="stMainBlockContainer"] { padding: 0.6rem 1rem 2rem; max-width: none; }
+[data-testid="stMainBlockContainer"] { padding: 10px 16px 32px; max-width: none; }
 [data-testid="stHeader"] { background: none; height: 0; min-height: 0; }
 [data-testid="stSidebarHeader"] { height: 1.6rem; min-height: 0; padding-top: 0.4rem; }
 [data-testid="stSidebarContent"] [data-testid="stVerticalBlock"] { gap: 0.55rem; }

@@ -39,9 +39,9 @@ def attention_maps(job: Job, window: Box) -> NDArray[np.float32]:
 
 
 def write_maps(maps: NDArray[np.float32], path: Path) -> None:
-    """As eight-bit pictures (layers, cores, h, w), each from 0 to its own largest value, by a rename."""
-    largest = maps.max(axis=(2, 3), keepdims=True)
-    pictures = np.round(maps / np.maximum(largest, 1e-12) * 255).astype(np.uint8)
+    """As eight-bit pictures (layers, cores, h, w), each from its own least to its own largest value, by a rename."""
+    least, largest = maps.min(axis=(2, 3), keepdims=True), maps.max(axis=(2, 3), keepdims=True)
+    pictures = np.round((maps - least) / np.maximum(largest - least, 1e-12) * 255).astype(np.uint8)
     partial = path.with_name(f".{path.name}")
     with partial.open("wb") as file:
         np.save(file, pictures)

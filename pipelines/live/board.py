@@ -46,7 +46,10 @@ class Board:
         values[:] = NODATA
         place_fields = [place.y, place.x, place.step_y, place.step_x]
         text = json.dumps({"place": place_fields, "classes": [list(c) for c in classes]})
-        (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
+        # By a rename: whoever looks finds all of it, or nothing yet.
+        partial = folder / f".{_DESCRIPTION}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / _DESCRIPTION)
         return cls(values, confidence, place, tuple(classes))
 
     @classmethod

@@ -40,7 +40,28 @@ export function createViewer(element, navigator) {
   });
   viewer.innerTracker.keyHandler = null;
   viewer.innerTracker.keyDownHandler = null;
+  if (drawer === "canvas") placeExactly(viewer);
   return viewer;
+}
+
+// OpenSeadragon's canvas makes each tile a pixel larger, to hide seams, and so draws it up to a pixel off its place. With
+// edges on whole pixels there are no seams; a turned image needs the larger tiles.
+function placeExactly(viewer) {
+  const canvas = viewer.drawer;
+  const turned = () => (viewer.viewport?.getRotation(true) ?? 0) % 90 !== 0;
+  const draw = canvas._drawTile.bind(canvas);
+  canvas.minimumOverlapRequired = turned;
+  canvas._drawTile = (tile, ...rest) => {
+    if (!turned()) {
+      const ratio = OpenSeadragon.pixelDensityRatio;
+      const whole = (value) => Math.round(value * ratio) / ratio;
+      const { position: p, size: s } = tile;
+      const [left, top] = [whole(p.x), whole(p.y)];
+      tile.size = new OpenSeadragon.Point(whole(p.x + s.x) - left, whole(p.y + s.y) - top);
+      tile.position = new OpenSeadragon.Point(left, top);
+    }
+    draw(tile, ...rest);
+  };
 }
 
 // A source whose levels are those of the server, whatever their sizes: coarse first, as OpenSeadragon counts.

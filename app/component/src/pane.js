@@ -121,7 +121,7 @@ export class Pane {
           plain.tiles.set(key, { values: tile.values, width: tile.width, height: tile.height, version: -1 });
         }
       }
-      const canvas = (mask.plainCanvas ??= document.createElement("canvas"));
+      const canvas = (mask.plainCanvas ??= readable());
       fit(canvas, width, height);
       clear(canvas);
       const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -169,6 +169,12 @@ function fit(canvas, width, height) {
     canvas.width = width;
     canvas.height = height;
   }
+}
+
+function readable() {
+  const canvas = document.createElement("canvas");
+  canvas.getContext("2d", { willReadFrequently: true });
+  return canvas;
 }
 
 function clear(canvas) {

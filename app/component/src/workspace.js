@@ -207,6 +207,12 @@ export class Workspace {
     const { viewport } = this.pane.viewer;
     const item = this.pane.viewer.world.getItemAt(0);
     if (!item) return;
+    if (turn === 0 && Number.isInteger(zoom)) {
+      // Pixels of the image lie on whole pixels of the screen, so that they are sharp.
+      const { clientWidth, clientHeight } = this.pane.root;
+      x = (clientWidth / 2 - Math.round(clientWidth / 2 - x * zoom)) / zoom;
+      y = (clientHeight / 2 - Math.round(clientHeight / 2 - y * zoom)) / zoom;
+    }
     viewport.setRotation(turn, now);
     viewport.zoomTo(item.imageToViewportZoom(zoom), null, now);
     viewport.panTo(item.imageToViewportCoordinates(x, y), now);

@@ -1,0 +1,374 @@
+"""The viewer in a real browser, on the real sample slide: what a pathologist does in the first five minutes."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import tifffile
+from bundles import write_bundle
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from servers import Server, serving
+
+from pipelines.samples import samples
+from tiling import LabelClass
+
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS: Final = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+)  # fmt: skip
+SIZE: Final = {"width": 1440, "height": 900}
+CLASSES: Final = (LabelClass(0, "background", (217, 217, 217)), LabelClass(1, "nucleus", (0, 168, 107)))
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+
+
+@dataclass
+class Viewer:
+    """A page with the viewer, and what it asked the server for."""
+
+    page: Page
+    shots: Path
+    asked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def root(self) -> Locator:
+        return self.page.locator(".veca")
+
+    @property
+    def pane(self) -> dict[str, float]:
+        box = self.page.locator(".veca .pane").first.bounding_box()
+        assert box is not None
+        return dict(box)
+
+    def ask(self, program: str) -> Any:
+        """What a function of the workspace gives."""
+        return self.root.evaluate(f"e => {{ const v = e.veca; return {program}; }}")
+
+    def until(self, program: str, seconds: float = 60) -> float:
+        """Waits until an expression holds; gives how long that took."""
+        started = time.monotonic()
+        while not self.ask(program):
+            assert time.monotonic() - started < seconds, f"{program} did not come true; {self.problems}"
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def settled(self) -> None:
+        """Waits until image and masks are there, as they are wanted."""
+        self.until(
+            "v.pane.viewer.world.getItemAt(0)?.getFullyLoaded() && !v.pane.viewer.isAnimating() && "
+            "[...v.layers.masks.values()].every(m => !m.loading.size && !m.waiting.length && m.tiles.size)"
+        )
+
+    def pixels(self) -> NDArray[np.int64]:
+        """(h, w, 3) of the pane as it is seen."""
+        png = self.page.screenshot(clip=self.pane)  # type: ignore[arg-type]
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+    def shoot(self, name: str) -> None:
+        self.page.screenshot(path=self.shots / f"{name}.png")
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_test_id("stSelectbox").filter(has_text=label).first.locator("input").click()
+        self.page.get_by_role("option", name=option).first.click()
+
+    def key(self, key: str) -> None:
+        self.root.focus()
+        self.page.keyboard.press(key)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Between two places of the pane, in pixels from its middle."""
+        box, mouse = self.pane, self.page.mouse
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        mouse.move(middle[0] + start[0], middle[1] + start[1])
+        mouse.down()
+        mouse.move(middle[0] + (start[0] + end[0]) / 2, middle[1] + (start[1] + end[1]) / 2)
+        mouse.move(middle[0] + end[0], middle[1] + end[1], steps=4)
+        mouse.up()
+
+
+Open = Callable[[str], Viewer]
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pictures of this run are kept: VECA_SHOTS, or the test's own folder."""
+    place = Path(os.environ.get("VECA_SHOTS") or tmp_path_factory.mktemp("shots"))
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample slide and scene, and two results of the slide that differ in a known rectangle."""
+    place = tmp_path_factory.mktemp("viewer")
+    images = samples(place / "samples")
+    slide = next(path for path in images if path.suffix == ".svs")
+    stripes = np.zeros((2967, 2220), np.uint8)
+    stripes[400:800, 300:1900] = 1
+    other = stripes.copy()
+    other[1200:1600, 300:1900] = 1
+    other[400:600, 300:1100] = 0
+    write_bundle(place / "results" / "first", slide, stripes, CLASSES, exports=("areas", "regions"))
+    write_bundle(place / "results" / "second", slide, other, CLASSES, exports=("areas",))
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serving([folder], folder, home=folder.parent) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield _launch(playwright)
+
+
+def _launch(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+
+
+@pytest.fixture
+def view(server: Server, browser: Browser, shots: Path) -> Iterator[Open]:
+    """Opens the viewer at an address; fails where the page complains."""
+    opened: list[Viewer] = []
+
+    def run(query: str = "") -> Viewer:
+        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        viewer = Viewer(page, shots)
+        opened.append(viewer)
+        page.on("request", lambda request: viewer.asked.append(request.url))
+        page.on("pageerror", lambda error: viewer.problems.append(str(error)))
+        page.on("console", lambda m: viewer.problems.append(m.text) if m.type == "error" else None)
+        page.goto(server.url + query)
+        page.wait_for_selector(".veca .pane canvas")
+        viewer.settled()
+        return viewer
+
+    yield run
+    for viewer in opened:
+        viewer.page.close()
+        assert not viewer.problems
+        foreign = [url for url in viewer.asked if not url.startswith((server.url, "data:", "blob:", "ws"))]
+        assert not foreign, "the page asks nobody else"
+
+
+def test_the_slide_opens_whole_and_zooms_to_its_own_pixels(view: Open, folder: Path) -> None:
+    viewer = view("")
+    viewer.shoot("1-open")
+    whole = viewer.pixels()
+    assert whole.std() > 20  # a picture, and no empty pane
+    viewer.ask("v.goTo({y: 1500, x: 1100, zoom: 1})")
+    viewer.key("m")
+    viewer.settled()
+    viewer.shoot("2-zoomed")
+    height, width = viewer.pixels().shape[:2]
+    shown = viewer.pixels()[height // 2 - 60 : height // 2 + 60, width // 2 - 60 : width // 2 + 60]
+    with tifffile.TiffFile(folder / "samples" / "CMU-1-Small-Region.svs") as tif:
+        true = tif.pages[0].asarray().astype(int)
+    # The middle may lie a pixel further.
+    best = min(
+        np.abs(shown - true[1440 + dy : 1560 + dy, 1040 + dx : 1160 + dx]).mean()
+        for dy in range(-2, 3)
+        for dx in range(-2, 3)
+    )
+    assert best < 0.5, "one pixel of the image lies on one of the screen, in its colours"
+
+
+def test_classes_colours_and_opacity_ask_the_server_for_nothing(view: Open) -> None:
+    viewer = view("")
+    before = viewer.pixels()
+    asked = len(viewer.asked)
+    started = time.monotonic()
+    viewer.page.get_by_role("checkbox", name="nucleus").uncheck()
+    without = viewer.pixels()
+    took = time.monotonic() - started
+    assert np.abs(before - without).max() > 40
+    assert took < 5  # how fast it is, the benchmark says
+    viewer.page.get_by_role("checkbox", name="nucleus").check()
+    assert (np.abs(viewer.pixels() - before).max(axis=2) > 2).mean() < 0.001
+    viewer.page.get_by_label("Colour of nucleus").evaluate(
+        "e => { e.value = '#ff0000'; e.dispatchEvent(new Event('input')); }"
+    )
+    red = viewer.pixels()
+    viewer.key("]")
+    assert np.abs(viewer.pixels() - red).max() > 5
+    viewer.key("o")
+    viewer.shoot("3-outlines")
+    tiles = [url for url in viewer.asked[asked:] if "/veca/mask/" in url or "/veca/image/" in url]
+    assert tiles == []
+
+
+def test_a_mask_lies_on_its_place_at_every_zoom_and_turned(view: Open) -> None:
+    viewer = view("")
+    viewer.page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
+    for zoom, turn in ((0.13, 0), (0.3, 0), (1.0, 0), (4.0, 0), (0.3, 90), (0.4, 30)):
+        viewer.ask(f"v.goTo({{y: 800, x: 1100, zoom: {zoom}, turn: {turn}}})")
+        viewer.settled()
+        time.sleep(0.1)
+        shown = viewer.pixels()
+        # Just above the lower edge of the band there is the class's colour, just below there is none.
+        for dy, colour in ((-6 / zoom, True), (6 / zoom, False)):
+            place = viewer.ask(
+                f"(() => {{ const [a, b, c, d, e, f] = v.pane.transform; const [x, y] = [1100, {800 + dy}];"
+                " return [a * x + c * y + e, b * x + d * y + f]; })()"
+            )
+            pixel = shown[round(place[1]), round(place[0])]
+            assert bool(np.abs(pixel - (0, 168, 107)).max() < 3) is colour, (zoom, turn, dy, pixel)
+
+
+def test_a_drawn_rectangle_is_measured_and_segmented_live(view: Open, folder: Path) -> None:
+    viewer = view("")
+    viewer.ask("v.goTo({y: 700, x: 900, zoom: 0.8})")
+    viewer.settled()
+    viewer.key("d")
+    viewer.drag((-160, -100), (160, 100))
+    expect(viewer.page.get_by_text("Drawn region")).to_be_visible()
+    corners = np.array(viewer.ask("v.draw.corners"))
+    assert np.abs(corners[0] - (700 - 125, 900 - 200)).max() < 3
+    assert np.abs(corners[2] - (700 + 125, 900 + 200)).max() < 3
+    band = viewer.page.locator(".measured td", has_text="nucleus").locator("xpath=../td[2]")
+    inside = (800 - corners[0][0]) / (corners[2][0] - corners[0][0])
+    assert float((band.text_content() or "").split()[0]) == pytest.approx(100 * inside, abs=0.6)
+    segment = viewer.page.get_by_role("button", name="Segment", exact=True)
+    expect(segment).to_be_enabled(timeout=90_000)
+    expect(viewer.page.get_by_text("plan: 64 cores, window 512 px")).to_be_visible()
+    segment.click()
+    viewer.until(
+        "[...v.layers.masks.values()].some(m => m.layer.running && [...m.tiles.values()]"
+        ".some(t => t.values.some(x => x !== 255)))", 90,
+    )  # fmt: skip
+    viewer.shoot("4-live")
+    viewer.until("!v.live.task && v.layers.first && !v.layers.first.layer.running", 120)
+    viewer.settled()
+    viewer.shoot("5-segmented")
+    (kept,) = (folder / "regions").glob("*/live.json")
+    assert {"labels.zarr", "mask.tif", "areas.csv", "regions.geojson"} <= {p.name for p in kept.parent.iterdir()}
+    assert viewer.ask("v.layers.first.layer.confident")
+    viewer.page.mouse.move(viewer.pane["x"] + viewer.pane["width"] / 2, viewer.pane["y"] + viewer.pane["height"] / 2)
+    expect(viewer.page.locator(".cursor")).to_contain_text("confidence")
+
+
+def test_two_results_are_compared(view: Open) -> None:
+    viewer = view("")
+    viewer.choose("Mask", "results/first")
+    viewer.choose("Compare with", "results/second")
+    viewer.until("v.pane.mode === 'swipe' && v.layers.second?.tiles.size")
+    viewer.settled()
+    viewer.shoot("6-swipe")
+    viewer.page.get_by_text("Side by side", exact=True).click()
+    viewer.until("v.twin?.viewer.world.getItemAt(0)?.getFullyLoaded()")
+    viewer.ask("v.goTo({y: 1000, x: 1000, zoom: 0.4})")
+    viewer.drag((0, 0), (90, -60))
+    viewer.until("!v.pane.viewer.isAnimating()")
+    centres = viewer.ask("[v.pane, v.twin].map(p => p.viewer.viewport.getCenter(true)).map(c => [c.x, c.y])")
+    assert np.allclose(centres[0], centres[1], atol=1e-6)
+    viewer.shoot("7-side-by-side")
+    viewer.page.get_by_text("Difference", exact=True).click()
+    viewer.until("!v.twin && v.pane.mode === 'difference'")
+    viewer.key("0")
+    viewer.page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
+    viewer.settled()
+    time.sleep(0.6)
+    viewer.settled()
+    shown = viewer.pixels()
+    viewer.shoot("8-difference")
+    for (y, x), colour in {(1400, 1000): (90, 200, 50), (500, 700): (230, 50, 70), (700, 700): None}.items():
+        place = viewer.ask(
+            f"(() => {{ const [a, b, c, d, e, f] = v.pane.transform; return [a * {x} + e, d * {y} + f]; }})()"
+        )
+        pixel = shown[round(place[1]), round(place[0])]
+        if colour is not None:
+            assert np.abs(pixel - colour).max() < 3, (y, x, pixel)
+
+
+def test_what_the_cores_look_at_is_laid_over_the_image(view: Open) -> None:
+    viewer = view("")
+    viewer.page.get_by_text("Where the cores look").click()
+    viewer.page.get_by_role("button", name="Look here").click()
+    viewer.until("v.pane.heatmap", 90)
+    covers = viewer.ask("v.pane.heatmap.covers")
+    assert covers[2:] == [512, 512]
+    viewer.ask(f"v.goTo({{y: {covers[0] + 256}, x: {covers[1] + 256}, zoom: 1}})")
+    viewer.settled()
+    viewer.shoot("9-attention")
+
+
+def test_a_row_of_the_table_of_regions_goes_there(view: Open) -> None:
+    viewer = view("")
+    viewer.choose("Mask", "results/first")
+    viewer.page.get_by_role("tab", name="Regions").click()
+    table = viewer.page.get_by_test_id("stDataFrame").first
+    table.scroll_into_view_if_needed()
+    box = table.bounding_box()
+    assert box is not None
+    before = viewer.ask("v.data.jump?.mark ?? 0")
+    viewer.page.mouse.click(box["x"] + 16, box["y"] + 52)
+    viewer.until(f"(v.data.jump?.mark ?? 0) > {before}")
+    viewer.until("!v.pane.viewer.isAnimating()")
+    place = viewer.ask("v.place()")
+    assert abs(place["y"] - 600) < 5
+    assert abs(place["x"] - 1100) < 5
+
+
+def test_a_link_opens_the_same_view_after_a_restart(
+    folder: Path, shots: Path, browser: Browser, server: Server
+) -> None:
+    def open_at(url: str) -> Viewer:
+        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        viewer = Viewer(page, shots)
+        page.goto(url)
+        page.wait_for_selector(".veca .pane canvas")
+        viewer.settled()
+        return viewer
+
+    first = open_at(server.url)
+    first.choose("Mask", "results/second")
+    first.until("v.layers.first?.layer.name === 'results/second'")
+    first.ask("v.goTo({y: 1234, x: 777, zoom: 1.5, turn: 90}, false)")
+    first.until("!v.pane.viewer.isAnimating()")
+    first.settled()
+    address = first.ask("String(v.address())")
+    first.page.close()
+    with serving([folder], folder, home=folder.parent) as again:
+        second = open_at(address.replace(server.url, again.url))
+        place = second.ask("v.place()")
+        assert place == pytest.approx({"y": 1234, "x": 777, "zoom": 1.5, "turn": 90}, abs=0.01)
+        assert second.ask("v.layers.first.layer.name") == "results/second"
+        second.shoot("10-restart")
+        second.page.close()
+
+
+def test_a_raster_reads_out_its_coordinates(view: Open) -> None:
+    viewer = view("")
+    viewer.page.locator(".thumb", has_text="OSBS_029.tif").click()
+    viewer.until("v.data.image.name.endsWith('OSBS_029.tif') && v.pane.viewer.world.getItemAt(0)?.getFullyLoaded()")
+    viewer.page.mouse.move(viewer.pane["x"] + viewer.pane["width"] / 2, viewer.pane["y"] + viewer.pane["height"] / 2)
+    expect(viewer.page.locator(".cursor")).to_contain_text("EPSG:32617")
+    expect(viewer.page.locator(".cursor")).to_contain_text("lon -81.9")
+    viewer.shoot("11-raster")
+
+
+def test_the_viewer_is_dark_where_the_browser_is(server: Server, browser: Browser, shots: Path) -> None:
+    page = browser.new_page(viewport=SIZE, color_scheme="dark")  # type: ignore[arg-type]
+    viewer = Viewer(page, shots)
+    page.goto(server.url)
+    page.wait_for_selector(".veca .pane canvas")
+    viewer.settled()
+    viewer.shoot("12-dark")
+    background = viewer.root.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert max(int(part) for part in background[4:-1].split(",")[:3]) < 80
+    page.close()
