@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from veca_core.card import Architecture, Bands
+from veca_core.card import Architecture, Bands, Card
 from veca_core.encoder import VecaEncoder
 from veca_core.errors import ModelError
 from veca_core.heads import HEADS, Head
@@ -31,6 +32,24 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(bands.std).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
+        self.card: Card | None = None
+        """What the network was loaded with."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+        """A trained network in evaluation mode, by the name of a shipped model or by a folder."""
+        from veca_core.weights import load_model
+
+        return load_model(name, device).network
+
+    def save_pretrained(self, folder: str | Path, card: Card | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a model folder, with `card` or the one that the network was loaded with; ModelError without either."""
+        from veca_core.weights import save_model
+
+        card = card or self.card
+        if card is None:
+            raise ModelError("a network that was not loaded from a folder needs a card to be saved with")
+        save_model(Path(folder), self, card, dtype)
 
     def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
         """Logits (B, classes, H, W), float32, for any H, W >= 1."""

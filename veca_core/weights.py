@@ -69,6 +69,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Model:
     card = load_card(folder)
     network = build(card.architecture, card.bands, len(card.classes))
     load_network(network, folder / WEIGHTS)
+    network.card = card
     return Model(network.eval().to(device), card, folder, model_digest(folder))
 
 
