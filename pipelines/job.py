@@ -104,9 +104,10 @@ class Job:
     def prepare(cls, source: Source, model: Model, folder: Path, options: Options, planner: Planner = make_plan) -> Job:
         """Chooses view and plan; raises where the model cannot read this image."""
         check_bands(source, model)
-        cores = model.network.encoder.config.check_budget(options.cores)
+        model.network.encoder.config.check_budget(options.cores)
         view = open_view(source, model, options)
-        wishes = Wishes(cores, options.window, options.overlap, options.memory, options.device)
+        budgets = best_first(model)
+        wishes = Wishes(options.cores, options.window, options.overlap, options.memory, options.device, budgets)
         full, window = model.network.encoder.config.cores, model.card.window
         asked = request(source, model, options)
         plan = remembered_plan(folder, asked, planner(network_size(model.network), view.size, full, window, wishes))
@@ -215,6 +216,12 @@ class Job:
             damage=damage.records(source),
             versions=versions(),
         )  # fmt: skip
+
+
+def best_first(model: Model) -> tuple[int, ...]:
+    """The numbers of cores a model can run with, by the accuracy that its card records, then by their number."""
+    recorded = {score.cores: score.mean_iou for score in model.card.scores}
+    return tuple(sorted(model.network.encoder.config.budgets, key=lambda c: (recorded.get(c, 0.0), c), reverse=True))
 
 
 def check_bands(source: Source, model: Model) -> None:

@@ -18,6 +18,7 @@ from pipelines.errors import RequestError
 from pipelines.inference import fast_precision
 from tiling import Grid, Size
 from veca_core.memory import FLOAT, NetworkSize, forward_bytes, forward_operations, stitch_bytes
+from veca_core.streaming import default_chunk, keeps_scores
 
 SHARE: Final = 0.8
 """Of the memory that is free, what a run takes unless told otherwise."""
@@ -26,6 +27,8 @@ CHUNK: Final = 512
 BLOCKS: Final = (2048, 1024, 512)
 SLACK: Final = 1.1
 """Allowance over the counted bytes for what the allocator keeps."""
+WORTH: Final = 0.9
+"""Fewer cores are a choice where they need at most this share of the memory."""
 READING: Final = 160 * 2**20
 """Bytes for decoded tiles, the tissue search and the block that is being written."""
 GPU_BATCHES: Final = (16, 8, 4, 2, 1)
@@ -59,14 +62,17 @@ class Wishes:
     overlap: int | None = None
     memory: int | None = None
     device: str = "auto"
+    budgets: tuple[int, ...] = ()
+    """Numbers of cores that may be chosen instead of all, the most accurate first."""
 
 
 def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes) -> Plan:
     """Full cores and the model's own window where they fit; then it gives up batch, then block, then window.
 
     `full_cores` and `best_window` are the model's; `image` is the size of the grid that is predicted. Cores are given
-    up only when asked: fused attention keeps no scores, so fewer of them save next to no memory. Raises RequestError
-    for a window smaller than the patch, or where even the smallest plan does not fit.
+    up, before the window is, where that saves memory worth speaking of: with large banks, or where attention keeps its
+    scores; which ones, the order of `wishes.budgets` says. Raises RequestError for a window smaller than the patch, or
+    where even the smallest plan does not fit.
     """
     device = choose_device(wishes.device)
     held = resident() if device.type == "cpu" else 0
@@ -74,28 +80,38 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
     plan = None
     for window in [wishes.window] if wishes.window else halvings(best_window, network.patch):
         overlap = check_overlap(window, network.patch, wishes.overlap)
-        for block in BLOCKS:
-            for batch in GPU_BATCHES if device.type == "cuda" else (1,):
-                cores = wishes.cores or full_cores
-                plan = Plan(
-                    cores=cores,
-                    window=window,
-                    overlap=overlap,
-                    batch=batch,
-                    block=block,
-                    device=str(device),
-                    precision=str(fast_precision(device)).removeprefix("torch."),
-                    memory=memory,
-                    predicted=held + predict(network, image, window, batch, cores, block, device),
-                    reason=_reason(cores == full_cores, window == best_window, block == BLOCKS[0]),
-                )
-                if plan.predicted <= memory:
-                    return plan
+        for cores in core_choices(network, image, window, wishes.cores or full_cores, wishes, device):
+            for block in BLOCKS:
+                for batch in GPU_BATCHES if device.type != "cpu" else (1,):
+                    plan = Plan(
+                        cores=cores,
+                        window=window,
+                        overlap=overlap,
+                        batch=batch,
+                        block=block,
+                        device=str(device),
+                        precision=str(fast_precision(device)).removeprefix("torch."),
+                        memory=memory,
+                        predicted=held + predict(network, image, window, batch, cores, block, device),
+                        reason=_reason(cores, full_cores, wishes.cores, window == best_window, block == BLOCKS[0]),
+                    )
+                    if plan.predicted <= memory:
+                        return plan
     assert plan is not None, "there is always a smallest window"
     raise RequestError(
-        f"{format_bytes(memory)} is not enough: the smallest plan (window {plan.window} px, batch 1) needs "
-        f"{format_bytes(plan.predicted)}; allow more with --memory, or a smaller --window"
+        f"{format_bytes(memory)} is not enough: the smallest plan (window {plan.window} px, batch {plan.batch}) needs "
+        f"{format_bytes(plan.predicted)}; {_way_out(network, image, full_cores, best_window, wishes, plan)}"
     )
+
+
+def core_choices(
+    network: NetworkSize, image: Size, window: int, cores: int, wishes: Wishes, device: torch.device
+) -> list[int]:
+    """The wished number of cores, then fewer, in the order of the budgets, that need a tenth less memory or better."""
+    need = predict(network, image, window, 1, cores, BLOCKS[-1], device)
+    fewer = [] if wishes.cores else [budget for budget in wishes.budgets if budget < cores]
+    helps = [c for c in fewer if predict(network, image, window, 1, c, BLOCKS[-1], device) <= WORTH * need]
+    return [cores, *helps]
 
 
 def predict(
@@ -103,13 +119,18 @@ def predict(
 ) -> int:
     """Expected peak bytes: on a GPU of the device's memory, on a CPU beyond what the process holds already."""
     height, width = _window_size(network, image, window)
-    forward = int(SLACK * forward_bytes(network, height, width, batch, cores))
+    dtype = fast_precision(device).itemsize
+    kept = keeps_scores(device.type, cores)
+    attention = "stored" if kept else {"cpu": "fused on a CPU", "cuda": "fused"}.get(device.type, "plain")
+    chunk = default_chunk(device.type)
+    forward = int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
+    weights = network.prepared(dtype)
     if device.type != "cpu":
-        return network.weights + forward
+        return network.weights + weights + forward
     stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
     # Windows that reach into the next row of blocks wait for it, all along the image.
     waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
-    return READING + forward + stitch + min(CARRY, waiting)
+    return READING + weights + forward + stitch + min(CARRY, waiting)
 
 
 def operations(network: NetworkSize, image: Size, plan: Plan) -> float:
@@ -182,8 +203,10 @@ def choose_device(name: str) -> torch.device:
     """'auto' takes a CUDA device where there is one; raises RequestError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise RequestError(f"there is no device {name!r}; write auto, cpu, cuda or cuda:1")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise RequestError(f"there is no device {name!r}; write auto, cpu, cuda or cuda:1, or mps")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("mps was asked for, but torch sees no Apple GPU here; write auto or cpu")
     if name.startswith("cuda"):
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
@@ -194,7 +217,10 @@ def choose_device(name: str) -> torch.device:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; on a CPU the less of what the machine and its control group leave."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return min(psutil.virtual_memory().available, _cgroup_free())
 
 
@@ -278,12 +304,30 @@ def _round_up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
 
-def _reason(all_cores: bool, best_window: bool, largest_block: bool) -> str:
-    if all_cores and best_window and largest_block:
+def _reason(cores: int, full_cores: int, pinned: int | None, best_window: bool, largest_block: bool) -> str:
+    if cores == full_cores and best_window and largest_block:
         return "everything fits"
     given_up = [
-        *([] if all_cores else ["fewer cores, as asked"]),
+        *(
+            []
+            if cores == full_cores
+            else ["fewer cores, as asked" if pinned else "fewer cores, which saves memory here"]
+        ),
         *([] if best_window else ["another window than the model's own"]),
         *([] if largest_block else ["smaller blocks"]),
     ]
     return ", ".join(given_up)
+
+
+def _way_out(
+    network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes, smallest: Plan
+) -> str:
+    """What would fit: another window where one was pinned, or else more memory."""
+    more = f"allow more with --memory {-(-smallest.predicted // 2**20)}MiB"
+    if wishes.window is None:
+        return more
+    try:
+        fitting = make_plan(network, image, full_cores, best_window, replace(wishes, window=None, overlap=None))
+    except RequestError:
+        return f"{more}; no smaller --window fits either"
+    return f"{more}, or --window {fitting.window}"

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 FLOAT = 4
 """Bytes of a float32, which everything is counted in: bfloat16 passes need less, never more."""
+
+
+ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
+"""How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
+or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
+RESIDENT: Final = 24 * 2**20
+"""Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +23,7 @@ class NetworkSize:
     parameters: int
     dim: int
     hidden: int
+    heads: int
     layers: int
     patch: int
     bands: int
@@ -26,30 +35,104 @@ class NetworkSize:
     """Values per input pixel of the finer features that wait for the head."""
     operations: float
     """Floating-point operations per input pixel of stem and head."""
+    embeds: bool
+    """Whether patches are embedded a band of rows at a time, and not by a convolutional stem."""
 
     @property
     def weights(self) -> int:
         """Bytes of the weights."""
         return self.parameters * FLOAT
 
+    def prepared(self, dtype: int) -> int:
+        """Bytes of the blocks' weights as they are prepared for products of a number type, beside the weights."""
+        return self.layers * (4 * self.dim**2 + 3 * self.dim * self.hidden) * dtype
 
-def forward_bytes(size: NetworkSize, height: int, width: int, batch: int, cores: int) -> int:
+
+def encoder_bytes(
+    tokens: int,
+    dim: int,
+    hidden: int,
+    heads: int,
+    cores: int,
+    batch: int = 1,
+    chunk: int = 2048,
+    dtype: int = FLOAT,
+    attention: str = "stored",
+    values: int = 0,
+    state: int = FLOAT,
+) -> int:
+    """Peak bytes of one inference pass of the encoder beyond images and weights, for `batch` images of N `tokens`.
+
+    `dtype` and `state` are the bytes of the number types that are multiplied and added up; `values` is what a patch
+    reads (bands * patch * patch) where patches are embedded in bands of rows, 0 where a convolutional stem does it. The
+    number of layers does not matter: a layer leaves nothing behind. The token state is alive throughout; beside it the
+    largest of some moments: embedding a band, making the table of rotations, and a chunk's attention and feed-forward.
+    """
+    assert attention in ATTENTIONS, attention
+    n = min(max(batch, chunk // batch * batch), tokens * batch)  # tokens of a chunk, over the batch
+    table = tokens * dim // heads * dtype
+    copied = state if dtype != state else 0  # of the normalised tokens, before they become what is multiplied
+    # The band as floats, twice while it is normalised; beside one of them rounded copies, or what comes of the product.
+    rounding = 2 * dtype if dtype != FLOAT else FLOAT
+    embed = n * max(values * (FLOAT + max(FLOAT, rounding)), values * (FLOAT + dtype) + dim * dtype)
+    embed *= values > 0
+    rotate = n * dim * 5 * dtype
+    scores = n * heads * cores
+    meet = n * dim * 3 * dtype + _attention_bytes(attention, n * dim, scores, dtype)
+    if attention == "stored" and batch > 1:
+        meet += n * dim * 2 * dtype  # products want the heads of all images side by side
+    feed = n * (dim * dtype + 2 * hidden * dtype) + n * dim * copied
+    rotations = max(tokens * dim // heads // 2 * FLOAT * 3, tokens * dim // heads * FLOAT + table)
+    core_work = batch * cores * (10 * dim + 2 * hidden) * dtype
+    chunked = table + core_work + max(rotate, meet, feed, n * dim * (copied + dtype))
+    return int(batch * tokens * dim * state + max(embed, rotations, chunked))
+
+
+def _attention_bytes(attention: str, width: int, scores: int, dtype: int) -> int:
+    """What a chunk's attention holds at most beside its queries, keys and values, which have `width` numbers each."""
+    # A sum in float32 makes a copy first where the device is a CPU.
+    summed = scores * FLOAT if dtype != FLOAT else 0
+    if attention == "stored":
+        return width * dtype + 2 * scores * dtype + max(scores * dtype, summed)
+    fold = width * dtype + scores * dtype
+    if attention == "fused on a CPU":
+        return fold + summed + 2 * width * dtype
+    if attention == "fused":
+        return fold
+    # Plain: queries and their scaled copy, scores and their softmax, and the result, all in float32.
+    if dtype == FLOAT:
+        return max(fold, width * FLOAT + 2 * scores * FLOAT)
+    copies = 2 * width * FLOAT
+    return max(fold, copies + 2 * scores * FLOAT, copies + width * (FLOAT + dtype) + scores * (FLOAT + dtype))
+
+
+def forward_bytes(
+    size: NetworkSize,
+    height: int,
+    width: int,
+    batch: int,
+    cores: int,
+    chunk: int = 2048,
+    dtype: int = FLOAT,
+    attention: str = "stored",
+) -> int:
     """Peak bytes of one inference pass beyond the weights, for `batch` windows of height x width pixels.
 
-    The largest of three moments: the stem's (or head's) widest layer, the blocks' token work, and the logits at full
-    size with their softmax; beside each, the pixels and the finer features that are alive throughout.
+    The largest of four moments: a convolutional stem's widest layer, the encoder's work, the head's widest layer, and
+    the logits at full size with their softmax; beside each, the pixels and the finer features that wait for the head.
     """
-    pixels = height * width
+    pixels = batch * height * width
     tokens = -(-height // size.patch) * -(-width // size.patch)
-    # As floats, without their mean and normalised: each a copy, and freed memory is not given back at once.
-    alive = (3 * size.bands + size.skips) * pixels
-    # Tokens, their norm, q, k and v, rotated copies of q and k, keys and values joined with the cores'.
-    attention = (tokens + cores) * size.dim * 9
-    # Tokens, their norm, both halves of the hidden layer and their product.
-    feed_forward = (tokens + cores) * (2 * size.dim + 4 * size.hidden)
-    logits = 3 * size.classes * pixels
-    moment = max(size.widest * pixels, attention, feed_forward, logits)
-    return int(batch * (alive + moment) * FLOAT)
+    # A convolutional stem sees all pixels as floats, without their mean and normalised; the embedding a band at a time.
+    alive = ((1 if size.embeds else 3) * size.bands + size.skips) * pixels * FLOAT
+    encoder = encoder_bytes(
+        tokens, size.dim, size.hidden, size.heads, cores, batch, chunk, dtype, attention,
+        values=size.bands * size.patch**2 if size.embeds else 0,
+    )  # fmt: skip
+    state = batch * tokens * size.dim * FLOAT
+    head = state + size.widest * pixels * FLOAT
+    logits = state + 3 * size.classes * pixels * FLOAT
+    return int(alive + max(encoder, head, logits))
 
 
 def forward_operations(size: NetworkSize, height: int, width: int, cores: int) -> float:

@@ -17,7 +17,7 @@ from veca_core.encoder import VecaEncoder
 from veca_core.errors import ModelError
 from veca_core.heads import HEADS, Head
 from veca_core.memory import NetworkSize
-from veca_core.stem import build_stem
+from veca_core.stem import PatchEmbed, build_stem
 
 
 class Segmenter(nn.Module):
@@ -106,22 +106,26 @@ def _measured(network: Segmenter) -> NetworkSize:
                 module.register_forward_hook(measure)
     config = ghost.encoder.config
     picture = torch.empty(1, config.in_channels, side, side, device="meta")
-    stem = ghost.encoder.stem
+    stem, reads = ghost.encoder.stem, ghost.head.reads_skips
     with torch.no_grad():
-        tokens = ghost.encoder(picture)
+        tokens = ghost.encoder(picture, skips=reads)
         ghost.head(tokens)
     with FlopCounterMode(display=False) as counter:
         stem(picture)
         ghost.head(tokens)
+    embeds = isinstance(stem, PatchEmbed)
+    kept = reads or not embeds  # a convolutional stem makes finer features on its way, whoever reads them
     return NetworkSize(
         parameters=sum(p.numel() for p in network.parameters()),
         dim=config.dim,
         hidden=config.hidden,
+        heads=config.heads,
         layers=config.layers,
         patch=config.patch,
         bands=config.in_channels,
         classes=network.classes,
         widest=widest / side**2,
         operations=counter.get_total_flops() / side**2,
-        skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)),
+        skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)) if kept else 0.0,
+        embeds=embeds,
     )

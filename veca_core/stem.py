@@ -74,13 +74,19 @@ class PatchEmbed(nn.Module):
         for top in range(0, rows, step):
             band = normalised(images[:, :, top * side : (top + step) * side], scale)
             count = band.shape[2] // side
-            squares = band.to(embed.weight.dtype).view(batch, bands, count, side, columns, side)
-            patches = squares.permute(0, 2, 4, 1, 3, 5).reshape(-1, weight[0].numel())  # (B * n, bands * side^2)
-            tokens[:, top : top + count] = self.norm(embed(patches)).view(batch, count, columns, -1)
+            tokens[:, top : top + count] = self.norm(embed(_squares(band, side, embed))).view(batch, count, columns, -1)
             for level, stride in zip(finer, strides, strict=True):
                 start = top * side // stride
                 level[:, :, start : start + count * side // stride] = F.avg_pool2d(band, stride)
+            del band  # before the next one is made
         return Stemmed(tokens.flatten(1, 2), (rows, columns), tuple(finer))
+
+
+def _squares(band: Tensor, side: int, embed: Product) -> Tensor:
+    """(B, bands, n * side, w * side) -> the pixels of each patch as a row (B * n * w, bands * side^2) for a product."""
+    batch, bands, height, width = band.shape
+    grid = band.to(embed.bias.dtype).view(batch, bands, height // side, side, width // side, side)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, bands * side**2)
 
 
 class ConvStem(nn.Module):

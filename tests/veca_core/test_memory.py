@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from networks import LITE, card, network
+from peaks import Pass, measured_peaks
 
-from veca_core.memory import forward_bytes, stitch_bytes
+from veca_core import preset
+from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes, stitch_bytes
 from veca_core.model import network_size
+from veca_core.streaming import keeps_scores
 
 ROOT = Path(__file__).parents[2]
 PASSES = [("patch", "linear", "small", 512), ("patch", "linear", "small", 1024), (LITE, "unet", "tiny", 512),
@@ -61,6 +64,31 @@ def test_the_predicted_peak_is_close_to_the_measured_one() -> None:
         sys.stdout.write(said + "\n")
         assert predicted >= 0.85 * measured - (24 << 20), said
         assert predicted <= 1.6 * measured, said
+
+
+PEAKS: list[Pass] = [
+    (2048, "float32", 64, 1, 2048),
+    (3072, "float32", 8, 1, 2048),
+    (2048, "float32", 264, 2, 2048),
+    (4096, "bfloat16", 64, 1, 2048),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are counted as Linux does")
+def test_the_encoder_s_predicted_peak_is_the_measured_one_and_within_its_promise() -> None:
+    config = preset("small")
+    for (side, dtype, cores, batch, chunk), measured in zip(PEAKS, measured_peaks(PEAKS), strict=True):
+        tokens, number = (side // 16) ** 2, 4 if dtype == "float32" else 2
+        attention = "stored" if keeps_scores("cpu", cores) else "fused on a CPU"
+        predicted = RESIDENT + encoder_bytes(
+            tokens, config.dim, config.hidden, config.heads, cores, batch, chunk, number, attention, values=768
+        )
+        said = (
+            f"{side} px, {dtype}, {cores} cores, batch {batch}: {measured >> 20} MiB, predicted {predicted >> 20} MiB"
+        )
+        sys.stdout.write(said + "\n")
+        assert 0.95 * measured <= predicted <= 1.15 * measured, said
+        assert tokens < 65536 or measured <= 2.5 * tokens * config.dim * 4, said
 
 
 def test_the_prediction_grows_with_everything_that_costs_memory() -> None:
