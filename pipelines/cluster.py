@@ -96,16 +96,20 @@ def _local(count: int) -> Iterator[Client]:
     """One Dask thread a process; nothing listens but on 127.0.0.1. Memory is bounded by the plan, not by Dask."""
     with tempfile.TemporaryDirectory(prefix="veca-", ignore_cleanup_errors=True) as scratch:
         with _quiet():
-            cluster = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=0,
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,
-            )
+            try:
+                cluster = LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    memory_limit=0,
+                    local_directory=scratch,
+                    silence_logs=logging.CRITICAL,
+                )
+            except (OSError, RuntimeError) as error:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise RequestError(f"cannot start {count} processes here ({why}); ask for fewer") from error
             client = Client(cluster, name="veca")
         try:
             client.run(_leave_interrupts_to_the_client)

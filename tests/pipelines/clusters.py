@@ -13,6 +13,8 @@ from pathlib import Path
 
 DASK = Path(sys.executable).with_name("dask")
 ROOT = Path(__file__).parents[2]
+PATIENCE = 240
+"""Seconds that a program has to start: a worker imports torch, on a machine that may be busy with much else."""
 WITHOUT_VECA = "import sys\nfor name in ('pipelines', 'tiling', 'veca_core'):\n    sys.modules[name] = None\n"
 """A preload that makes a program one in whose environment veca is not installed."""
 ANOTHER_VERSION = (
@@ -23,7 +25,7 @@ SMALL_BLOCKS = "import pipelines.plan\npipelines.plan.BLOCKS = (512,)\n"
 """A preload after which images of a thousand pixels make several blocks."""
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Returns when the condition holds; fails where it does not in time."""
     give_up_at = time.monotonic() + seconds
     while not condition():
