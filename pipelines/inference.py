@@ -45,6 +45,8 @@ class Prediction:
 
     def labels(self, values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
         """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""
+        if not self.seen.any():
+            return np.full(self.seen.shape, nodata, dtype=np.uint8)
         return np.where(self.seen, values[self.stitched.argmax(self.classes)], np.uint8(nodata))
 
 

@@ -322,6 +322,8 @@ def _put(array: zarr.Array[Any], folder: Path, box: Box, side: int, values: NDAr
     """Stores a block as one file below `folder`; on return it is on the disk."""
     row = folder / str(box.y // side)
     shard = row / str(box.x // side)
+    if not shard.exists() and (values == array.fill_value).all():
+        return  # which is what a block without a file reads as
     fresh_folders = () if row.exists() else (folder, folder.parent)
     try:
         array[(..., *box.slices)] = values

@@ -58,7 +58,9 @@ def build(levels: Sequence[zarr.Array[Any]]) -> None:
         for box in blocks(Size(*coarse.shape), side):
             bottom, right = min(2 * box.bottom, fine.shape[0]), min(2 * box.right, fine.shape[1])
             below = Box.between(2 * box.y, 2 * box.x, bottom, right)
-            coarse[box.slices] = mode2(cast("NDArray[np.uint8]", fine[below.slices]))
+            values = cast("NDArray[np.uint8]", fine[below.slices])
+            if (values != NODATA).any():  # what is never written reads as no data
+                coarse[box.slices] = mode2(values)
 
 
 def _mode_of_cells(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

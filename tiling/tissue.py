@@ -97,6 +97,8 @@ def _cell_means(source: Source, level: int, step: int) -> tuple[NDArray[np.float
     down, across = math.ceil(size.height / step), math.ceil(size.width / step)
     colour, share = np.zeros((3, down, across), np.float32), np.zeros((down, across), np.float32)
     for box in _blocks(size, step):
+        if source.blank(box, level):
+            continue
         pixels, valid = source.read(box, level), source.valid(box, level)
         rows = slice(box.y // step, math.ceil(box.bottom / step))
         columns = slice(box.x // step, math.ceil(box.right / step))

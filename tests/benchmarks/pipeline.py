@@ -75,6 +75,18 @@ def write_slide(path: Path, side: int) -> Path:
     return path
 
 
+def write_sparse(path: Path, side: int, filled: int = 40) -> Path:
+    """One level of tiles of which the file holds only a few, spread over the image."""
+    across = -(-side // TILE)
+    tissue = next(_tiles(TILE, 0))
+    held = set(np.linspace(0, across * across - 1, filled).astype(int).tolist())
+    tiles = (tissue if number in held else None for number in range(across * across))
+    options: dict[str, Any] = {"dtype": np.uint8, "tile": (TILE, TILE), "photometric": "rgb", "compression": "jpeg"}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(tiles, shape=(side, side, 3), metadata=None, maxworkers=1, **options)
+    return path
+
+
 def _tiles(side: int, level: int) -> Iterator[NDArray[np.uint8]]:
     rng = np.random.default_rng(level)
     grain = rng.integers(-24, 25, (4 * TILE, 4 * TILE, 3)).astype(np.float32)
@@ -91,13 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=8192)
     parser.add_argument("--folder", type=Path, required=True, help="holds the image, and the result")
+    parser.add_argument("--sparse", action="store_true", help="an image of which nearly all tiles are missing")
     parser.add_argument("--memory", type=float, default=1.5, help="GiB")
     parser.add_argument("--exports", default="")
     given = parser.parse_args()
-    image = given.folder / f"{given.side}.tif"
+    image = given.folder / f"{'sparse-' * given.sparse}{given.side}.tif"
     if not image.exists():
         given.folder.mkdir(parents=True, exist_ok=True)
-        write_slide(image, given.side)
+        (write_sparse if given.sparse else write_slide)(image, given.side)
     from pipelines import Options, segment
 
     exports = tuple(filter(None, given.exports.split(",")))
