@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,19 +27,17 @@ from pipelines.bundle import (
 )
 from pipelines.errors import RequestError
 from pipelines.peak import peak_memory
-from pipelines.plan import Choice, Plan, Wishes, check_overlap, choices, choose_device, halvings, make_plan
-from tiling import Grid, Size, Source, Spacing, View, storage
+from pipelines.plan import Choice, Plan, Planner, Wishes, check_overlap, choices, choose_device, halvings, make_plan
+from pipelines.room import plan_with_room
+from tiling import Grid, Source, Spacing, View, storage
 from tiling.exports import EXPORTS
 from tiling.readers.opened import listed
 from veca_core import Model
-from veca_core.memory import NetworkSize
 from veca_core.model import network_size
 
 PLAN: Final = "plan.json"
 """Of a run that is not finished."""
 DEFAULT_EXPORTS: Final = ("mask", "regions", "areas", "preview")
-Planner = Callable[[NetworkSize, Size, int, int, Wishes], Plan]
-"""`make_plan`, or what does the same elsewhere."""
 PACKAGES: Final = ("veca", "torch", "numpy", "zarr", "tifffile", "rasterio")
 """Whose versions run.json records."""
 
@@ -110,7 +108,8 @@ class Job:
         wishes = Wishes(options.cores, options.window, options.overlap, options.memory, options.device, budgets)
         full, window = model.network.encoder.config.cores, model.card.window
         asked = request(source, model, options)
-        plan = remembered_plan(folder, asked, planner(network_size(model.network), view.size, full, window, wishes))
+        fresh = plan_with_room(source, planner, network_size(model.network), view.size, full, window, wishes)
+        plan = remembered_plan(folder, asked, fresh)
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(asked, plan)
         return cls(source, model, view, plan, grid, folder, options, asked, mark)

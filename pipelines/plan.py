@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -64,6 +64,10 @@ class Wishes:
     device: str = "auto"
     budgets: tuple[int, ...] = ()
     """Numbers of cores that may be chosen instead of all, the most accurate first."""
+
+
+Planner = Callable[[NetworkSize, Size, int, int, Wishes], Plan]
+"""`make_plan`, or what does the same elsewhere."""
 
 
 def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes) -> Plan:

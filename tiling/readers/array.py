@@ -60,6 +60,10 @@ class ArraySource(OpenedImage):
     def close(self) -> None:
         """Nothing is held open between reads."""
 
+    @property
+    def working_bytes(self) -> int:
+        return 0 if isinstance(self._given, np.ndarray) else super().working_bytes
+
     def __reduce__(self) -> tuple[Any, ...]:
         image = self._given if self._given is not None else storage.absolute(self.path)
         return _rebuild, (image, self._options, self._chosen, self.strict)
