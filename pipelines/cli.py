@@ -351,6 +351,16 @@ def export(
 
 
 @app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
+    """Write report.html, one page about all results of a folder that needs nothing else."""
+    from pipelines.report import write_report
+
+    if not folder.is_dir():
+        raise RequestError(f"there is no folder {folder}; give the --out folder of a segmentation")
+    print_lines([str(write_report(folder))])
+
+
+@app.command()
 def view(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images and results.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

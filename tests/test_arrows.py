@@ -78,7 +78,7 @@ def test_every_public_name_is_there(package: str) -> None:
 
 
 def test_neither_images_nor_the_command_s_own_start_load_torch() -> None:
-    pipelines = ["cli", "images", "config", "view", "conversion"]
+    pipelines = ["cli", "images", "config", "view", "conversion", "report"]
     modules = ", ".join(["tiling", "tiling.canvas", "tiling.exports", *(f"pipelines.{name}" for name in pipelines)])
     command = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
