@@ -96,9 +96,14 @@ def client(of: Cluster) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def local(scene: Path, used: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The scene, segmented by this process."""
+    return segment_here(scene, used, tmp_path_factory.mktemp("local"))
+
+
+def segment_here(scene: Path, used: Model, out: Path) -> Bundle:
+    """By this process, in the small blocks that a cluster is given."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.plan.BLOCKS", (512,))
-        return segment(scene, used, tmp_path_factory.mktemp("local"), PLAIN)
+        return segment(scene, used, out, PLAIN)
 
 
 def content(bundle: Bundle) -> dict[str, bytes]:
@@ -219,8 +224,11 @@ def test_images_are_interleaved_and_one_that_fails_ends_nothing(
 
 
 def test_a_run_that_is_interrupted_or_killed_takes_its_work_back_and_goes_on_from_there(
-    workers: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+    workers: Cluster, used: Model, tmp_path: Path
 ) -> None:
+    # 42 blocks: workers that are warm finish a few faster than one can interrupt them.
+    (tmp_path / "large").mkdir()
+    scene = write_scene(tmp_path / "large" / "scene.png", 2600, 3100)
     words = (VECA, "segment", scene, "-m", used.folder, "-o", tmp_path, "--dask", workers.file, "--device", "cpu")
     words += ("--exports", ",".join(PLAIN.exports))
     log, journal = tmp_path / "log.txt", tmp_path / "scene" / "labels.zarr.partial" / "journal.txt"
@@ -244,7 +252,7 @@ def test_a_run_that_is_interrupted_or_killed_takes_its_work_back_and_goes_on_fro
         run.wait(10)
     bundle = segment(scene, used, tmp_path, on(workers))
     assert before < bundle.run.resumed_blocks
-    assert content(bundle) == content(local)
+    assert content(bundle) == content(segment_here(scene, used, tmp_path / "local"))
 
 
 def test_processes_of_this_machine_do_a_batch(veca: Veca, scene: Path, used: Model, tmp_path: Path) -> None:

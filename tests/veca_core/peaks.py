@@ -24,7 +24,9 @@ Pass = tuple[int, str, int, int, int]
 def measured_peaks(passes: Sequence[Pass]) -> list[int]:
     """Bytes at the peak beyond images and weights (preset small, one layer), for each pass."""
     command = [sys.executable, "-W", "ignore", __file__, json.dumps(passes)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # A cluster that ran in this process left its workers' settings of malloc behind.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return [int(line) for line in done.stdout.split()]
 

@@ -76,8 +76,10 @@ PEAKS: list[Pass] = [
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are counted as Linux does")
 def test_the_encoder_s_predicted_peak_is_the_measured_one_and_within_its_promise() -> None:
+    """The median of three readings: what the allocator keeps from earlier moves a single one by up to a fifth."""
     config = preset("small")
-    for (side, dtype, cores, batch, chunk), measured in zip(PEAKS, measured_peaks(PEAKS), strict=True):
+    peaks = [sorted(readings)[1] for readings in zip(*(measured_peaks(PEAKS) for _ in range(3)), strict=True)]
+    for (side, dtype, cores, batch, chunk), measured in zip(PEAKS, peaks, strict=True):
         tokens, number = (side // 16) ** 2, 4 if dtype == "float32" else 2
         attention = "stored" if keeps_scores("cpu", cores) else "fused on a CPU"
         predicted = RESIDENT + encoder_bytes(
