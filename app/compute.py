@@ -13,6 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import viewer
 from app.choose import task_of
 from app.desk import Desk
+from app.patience import wait_for
 from app.words import plain
 from pipelines.display.catalog import ImageEntry
 from pipelines.display.tiles import ImageTiles
@@ -20,7 +21,7 @@ from pipelines.live.engine import Task, Wish
 from pipelines.shipped import Choice, found_in, shipped, suits
 
 PATIENCE: Final = 20.0
-"""Seconds that a run of the page waits for the network's process: its first start loads torch."""
+"""Seconds for which a region is awaited that has been started: its process may be busy with another one."""
 GIB: Final = 2**30
 
 
@@ -88,7 +89,7 @@ def attention_panel(desk: Desk, image: ImageEntry, segmenting: Segmenting) -> di
         task = desk.engine.tasks.get(st.session_state.get("attention", ""))
         if task is None or task.wish.image != str(image.path):
             return None
-        if not task.ended.wait(PATIENCE) or task.state != "finished":
+        if not wait_for(task, "Looking …") or task.state != "finished":
             st.error(plain(task.reason or "The network's process does not answer; try again in a moment."))
             return None
         layers, cores, height, width = task.answer["shape"]
@@ -142,9 +143,7 @@ def _plan(desk: Desk, wish: Wish, corners: Sequence[tuple[float, float]]) -> Tas
         known = (key, desk.engine.plan(wish, corners))
         st.session_state["plan"] = known
     task: Task = known[1]
-    if not task.ended.wait(0.3):
-        with st.spinner("Planning …"):
-            task.ended.wait(PATIENCE)
+    wait_for(task, "Planning …")
     return task
 
 

@@ -20,7 +20,7 @@ from pipelines.live.batch import BatchRun
 from pipelines.live.board import Board, confidence_at
 from pipelines.live.engine import REGIONS, Engine, Task
 
-IMAGES: Final = 6
+IMAGES: Final = 4
 """Images that are kept open."""
 MASKS: Final = 8
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from app.choose import Shown
 from app.desk import Desk
+from app.patience import wait_for
 from app.viewer import jump
 from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
 from pipelines.bundle import Bundle, RunRecord
@@ -174,8 +175,7 @@ def _tell_about_finding(desk: Desk, layer: LayerEntry) -> None:
     task = desk.engine.tasks.get(st.session_state.get(f"finding {layer.id}", ""))
     if task is None:
         return
-    with st.spinner("Finding regions …"):
-        task.ended.wait()
+    wait_for(task, "Finding regions …")
     if task.state == "failed":
         st.error(plain(task.reason))
     else:

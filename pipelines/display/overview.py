@@ -29,7 +29,7 @@ IN_MEMORY: Final = 96 * 2**20
 """Bytes of a file's level from which coarser ones are made in memory, when the first tile is asked for."""
 CACHE: Final = 8 * 2**30
 """Bytes that the cache on disk may hold; what was not looked at for longest goes first."""
-STRIPE: Final = 2**24
+STRIPE: Final = 2**22
 """Pixels that are read at once."""
 _STATE: Final = "progress.json"
 

@@ -11,7 +11,6 @@ from typing import Final, Protocol
 from tiling.exports.files import printable, replacing
 from tiling.exports.geojson import GeoJson
 from tiling.exports.regions import MeasuredRegion, RegionWishes, find_regions
-from tiling.exports.vectors import GeoPackage, GeoParquet
 from tiling.labels import Labels
 from tiling.view import View
 
@@ -56,10 +55,22 @@ class Table:
         self._file.close()
 
 
+def _geo_package(path: Path, labels: Labels, tags: Mapping[str, str], wishes: RegionWishes) -> Sink:
+    from tiling.exports.vectors import GeoPackage  # a hundred megabytes of libraries, which only writing needs
+
+    return GeoPackage(path, labels, tags, wishes)
+
+
+def _geo_parquet(path: Path, labels: Labels, tags: Mapping[str, str], wishes: RegionWishes) -> Sink:
+    from tiling.exports.vectors import GeoParquet
+
+    return GeoParquet(path, labels, tags, wishes)
+
+
 SINKS: Final[dict[str, Callable[[Path, Labels, Mapping[str, str], RegionWishes], Sink]]] = {
     "regions.geojson": GeoJson,
-    "regions.gpkg": GeoPackage,
-    "regions.parquet": GeoParquet,
+    "regions.gpkg": _geo_package,
+    "regions.parquet": _geo_parquet,
     "regions.csv": Table,
 }
 

@@ -31,6 +31,7 @@ export function createViewer(element, navigator) {
     minZoomImageRatio: 0.5,
     visibilityRatio: 0.2,
     imageLoaderLimit: 8,
+    maxTilesPerFrame: 8,
     maxImageCacheCount: 500,
     zoomPerScroll: 1.3,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true, flickEnabled: false },
