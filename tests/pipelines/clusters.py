@@ -37,10 +37,15 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None
 def program(*words: object, folder: Path, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program in a session of its own, and all that it started; ends with the block."""
     setting = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [str(word) for word in words], cwd=folder, stdout=file, stderr=file, env=setting, start_new_session=True
-        )
+    # Where a shell runs the tests in the background, Ctrl-C is ignored, and every program would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [str(word) for word in words], cwd=folder, stdout=file, stderr=file, env=setting, start_new_session=True
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
