@@ -187,10 +187,18 @@ def _ome_pixels(tif: TiffFile, series: TiffPageSeries) -> ElementTree.Element | 
 
 
 def _channel_names(tif: TiffFile, series: TiffPageSeries) -> list[str]:
+    if tif.is_qpi:
+        return [_qpi_name(page.aspage().description) for page in series if page is not None]
     pixels = _ome_pixels(tif, series) if tif.is_ome else None
     if pixels is None:
         return []
     return [channel.get("Name", "") for channel in pixels if channel.tag.endswith("}Channel")]
+
+
+def _qpi_name(description: str) -> str:
+    """The marker or the dye that a QPTIFF page shows, '' where it says none; nothing else of what it says."""
+    found = re.search(r"<Biomarker>([^<]+)</Biomarker>", description) or re.search(r"<Name>([^<]+)</Name>", description)
+    return found[1].strip() if found else ""
 
 
 def _pair(y: str, x: str, unit: float = 1.0) -> tuple[float, float] | None:
