@@ -18,6 +18,9 @@ PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E0
 """Colours for classes that nobody named: Okabe and Ito's, which most colour-blind people tell apart."""
 
 
+Side = Annotated[int, Field(ge=32)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +49,8 @@ class DataRecipe(_Part):
     """Groups held back for validation; empty: about a fifth of the groups, chosen by their names' hash."""
     ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()
     """Mask values that are neither trained on nor scored; 255 always is."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Learn from so many images only, always the same ones, and of a smaller number a part: to see what few do."""
 
     @field_validator("group")
     @classmethod
@@ -114,13 +119,30 @@ class AugmentRecipe(_Part):
         return value
 
 
+class LossRecipe(_Part):
+    """What is made small: a weighted sum."""
+
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    """Cross-entropy that cares less for pixels which are right already (Lin et al. 2017), gamma 2."""
+    boundary: Annotated[float, Field(ge=0)] = 0.0
+    """How far from a class, in pixels, it is called (Kervadec et al. 2019); 0.01 beside the others is a start."""
+
+    @model_validator(mode="after")
+    def _something(self) -> LossRecipe:
+        if not any((self.cross_entropy, self.dice, self.focal, self.boundary)):
+            raise ValueError("all losses have weight 0: nothing would be learned")
+        return self
+
+
 class ScheduleRecipe(_Part):
     """How long and how fast."""
 
     steps: Annotated[int, Field(ge=1)] = 1000
     batch: Annotated[int, Field(ge=1)] = 4
-    crop: Annotated[int, Field(ge=32)] = 384
-    """Side of a training crop in pixels."""
+    crop: Side | Annotated[tuple[Side, ...], Field(min_length=1)] = 384
+    """Side of a training crop in pixels; several, like [256, 384, 512], and each step draws one of them."""
     rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate of AdamW."""
     stem_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -139,7 +161,14 @@ class ScheduleRecipe(_Part):
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running mean of the weights that is validated and kept."""
     validate_every: Annotated[int, Field(ge=1)] = 100
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many validations in a row that were not better than the best; None: never."""
     seed: int = 0
+
+    @property
+    def crops(self) -> tuple[int, ...]:
+        """The sides of crops."""
+        return (self.crop,) if isinstance(self.crop, int) else self.crop
 
 
 class TrainRecipe(_Part):
@@ -157,6 +186,7 @@ class TrainRecipe(_Part):
     window: Annotated[int, Field(ge=32)] = 512
     network: NetworkRecipe = NetworkRecipe()
     augment: AugmentRecipe = AugmentRecipe()
+    loss: LossRecipe = LossRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     store: Literal["float16", "float32"] = "float16"
     """Number type of the saved weights."""

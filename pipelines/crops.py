@@ -33,15 +33,18 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         scenes: Sequence[Scene],
         lookup: NDArray[np.uint8],
         fill: Sequence[float],
-        augment: Augment,
+        augment: Augment | Sequence[Augment],
         balance: float,
         seed: int,
         border: float = 0.0,
+        batch: int = 1,
     ) -> None:
+        """With several augmentations, of other sides, `batch` items that follow each other have the same one."""
         self.scenes = scenes
         self.lookup = lookup
         self.fill = fill
-        self.augment = augment
+        self.augments = [augment] if isinstance(augment, Augment) else augment
+        self.batch = batch
         self.balance = balance
         self.seed = seed
         self.areas = np.array([scene.area.pixels for scene in scenes], dtype=np.float64)
@@ -55,17 +58,25 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Raw pixels (bands, crop, crop) float32, and class indices (crop, crop) int64 with IGNORE."""
         rng = np.random.default_rng((self.seed, index))
-        image, mask = self._draw(rng)
-        if rng.random() < self.augment.recipe.mix:
-            _paste(image, mask, *self._draw(rng), rng)
+        augment = self._augment(index)
+        image, mask = self._draw(augment, rng)
+        if rng.random() < augment.recipe.mix:
+            _paste(image, mask, *self._draw(augment, rng), rng)
         return image, mask
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _augment(self, index: int) -> Augment:
+        """That of the item's batch."""
+        if len(self.augments) == 1:
+            return self.augments[0]
+        rng = np.random.default_rng((self.seed, index // self.batch, 3))
+        return self.augments[int(rng.integers(len(self.augments)))]
+
+    def _draw(self, augment: Augment, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """One augmented crop and its classes."""
         scene, y, x = self._draw_centre(rng)
-        side = self.augment.draw_side(rng)
+        side = augment.draw_side(rng)
         image, mask = read_padded(self.scenes[scene], self.lookup, self.fill, y - side // 2, x - side // 2, side)
-        return self.augment(image, mask, rng)
+        return augment(image, mask, rng)
 
     def _draw_centre(self, rng: np.random.Generator) -> tuple[int, int, int]:
         """Scene, row and column: on a pixel of a class drawn with equal chances, or anywhere.

@@ -99,13 +99,14 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
     if unknown:
         raise RequestError(f"no image belongs to the validation group {sorted(unknown)}; the groups are {groups[:20]}")
     split = Split(
-        tuple(scene for scene in scenes if scene.group not in held),
+        _few([scene for scene in scenes if scene.group not in held], data.limit),
         tuple(scene for scene in scenes if scene.group in held),
     )
     if not split.train or not split.validation:
         raise RequestError(
             f"{len(groups)} group(s) of images leave nothing to "
-            f"{'learn from' if not split.train else 'validate on'}; two groups at least are needed"
+            f"{'learn from' if not split.train else 'validate on'}; two groups at least are needed, and data.blocks "
+            "cuts a large image into several"
         )
     check_leaks(split)
     return split
@@ -237,7 +238,17 @@ def _bounds(scene: Scene) -> tuple[float, float, float, float]:
     return float(left), float(top), float(right), float(bottom)
 
 
+def _few(scenes: Sequence[Scene], limit: int | None) -> tuple[Scene, ...]:
+    """At most so many scenes, those with the smallest hashes of their names, in their own order."""
+    chosen = {scene.name for scene in sorted(scenes, key=lambda scene: _hash(scene.name))[:limit]}
+    return tuple(scene for scene in scenes if scene.name in chosen)
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def _a_fifth(groups: list[str]) -> set[str]:
     """The same groups every time, whatever else is added: those with the smallest hashes."""
-    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    order = sorted(groups, key=_hash)
     return set(order[: max(1, round(len(order) / 5))]) if len(order) > 1 else set()

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import swa_utils
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from pipelines.crops import Crops, collate
 from pipelines.errors import RequestError
 from pipelines.fast import quicken
 from pipelines.inference import autocast, fast_precision
-from pipelines.losses import DiceAndCrossEntropy
+from pipelines.losses import SegmentationLoss
 from pipelines.optimiser import learning_rate, make_optimiser
 from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
@@ -92,7 +93,7 @@ class Run:
         ema: Any = swa_utils.get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
         self.average = swa_utils.AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimiser = make_optimiser(self.network, recipe.schedule, self.candidate.slow)
-        self.loss = DiceAndCrossEntropy(len(values))
+        self.loss = SegmentationLoss(len(values), recipe.loss)
         self.precision = fast_precision(device)
         quicken(self.network, device, self.precision)
         self.step = 0
@@ -105,8 +106,10 @@ class Run:
     ) -> Run:
         """Checks the data, builds the network, and loads the last checkpoint where there is one."""
         scenes = find_scenes(recipe.data, classes=recipe.classes, spacing=recipe.spacing)
-        check_masks(scenes, [c.value for c in recipe.classes], recipe.data.ignore)
+        counts = check_masks(scenes, [c.value for c in recipe.classes], recipe.data.ignore)
         split = split_scenes(scenes, recipe.data)
+        for line in doubts(recipe, scenes, counts, split):
+            report(line)
         bands = recipe.bands or measure_bands(split.train)
         wrong = [s.image for s in scenes if len(s.image.bands) != len(bands.names)]
         if wrong:
@@ -130,11 +133,14 @@ class Run:
         started = time.monotonic()
         losses: list[float] = []
         for images, target in self.batches():
+            if self.stale:
+                break
             cores = self.draw_cores()
             losses.append(self.learn(images, target, cores))
             if not math.isfinite(losses[-1]):
+                kept = f"; the model of step {self.best_step} is kept" if self.best_step else ""
                 raise RequestError(
-                    f"the loss became {losses[-1]} at step {self.step}; lower the rate ({schedule.rate})"
+                    f"the loss became {losses[-1]} at step {self.step}: lower the rate ({schedule.rate}){kept}"
                 )
             if self.step % 10 == 0:
                 self.report(f"step {self.step}/{schedule.steps}  loss {np.mean(losses[-10:]):.4f}")
@@ -143,13 +149,21 @@ class Run:
                 self.milestone(float(np.mean(losses)), cores, seconds)
                 losses, started = [], time.monotonic()
 
+    @property
+    def stale(self) -> bool:
+        """Whether the recipe's patience is at an end."""
+        schedule = self.recipe.schedule
+        waited = (self.step - self.best_step) // schedule.validate_every
+        return schedule.patience is not None and waited >= schedule.patience
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are still to do, each the same whenever the run was stopped."""
         schedule = self.recipe.schedule
-        augment = Augment(self.recipe.augment, schedule.crop, self.lookup)
+        augments = [Augment(self.recipe.augment, side, self.lookup) for side in schedule.crops]
         crops = Crops(
-            self.split.train, self.lookup, self.bands.mean, augment, schedule.balance, schedule.seed, schedule.border
-        )
+            self.split.train, self.lookup, self.bands.mean, augments, schedule.balance, schedule.seed,
+            schedule.border, schedule.batch,
+        )  # fmt: skip
         todo = range(self.step * schedule.batch, schedule.steps * schedule.batch)
         return iter(DataLoader(crops, schedule.batch, sampler=todo, collate_fn=collate))
 
@@ -271,6 +285,31 @@ def measure_bands(scenes: Sequence[Scene]) -> Bands:
     deviation = np.sqrt(np.maximum(sums[2] / np.maximum(sums[0], 1) - mean**2, 1e-12))
     rounded = [tuple(float(f"{v:.6g}") for v in values) for values in (mean, deviation)]
     return Bands(names=first.bands, mean=rounded[0], std=rounded[1], dtype=str(first.dtype))
+
+
+def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int64], split: Split) -> Iterator[str]:
+    """What may be trained but will hardly be meant, a line each; `counts`: pixels of each scene and class.
+
+    Raises RequestError for a class of which there is no pixel at all.
+    """
+    chosen = {id(scene) for scene in split.train}
+    learned = [id(scene) in chosen for scene in scenes]
+    for cls, everywhere, here in zip(recipe.classes, counts.sum(axis=0), counts[learned].sum(axis=0), strict=True):
+        if not everywhere:
+            raise RequestError(
+                f"no image shows the class {cls.name!r} (value {cls.value}); remove it from the recipe's classes"
+            )
+        if not here:
+            yield (
+                f"warning: no image to learn from shows the class {cls.name!r} (value {cls.value}), so it will never "
+                "be found; hold back other groups, or remove it"
+            )
+    small = sum(min(scene.area.height, scene.area.width) < max(recipe.schedule.crops) for scene in split.train)
+    if small:
+        yield (
+            f"note: {small} of {len(split.train)} images to learn from are smaller than a crop of "
+            f"{max(recipe.schedule.crops)} px; the rest of such a crop is a mirror image that is not learned from"
+        )
 
 
 def remove_run(out: Path) -> None:

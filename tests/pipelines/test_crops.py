@@ -206,3 +206,11 @@ def test_a_large_group_does_not_drown_a_small_one() -> None:
         rng = np.random.default_rng(0)
         drawn = [data._draw_centre(rng)[0] for _ in range(400)]
         assert 0.4 < np.mean(drawn) < 0.6
+
+
+def test_all_crops_of_a_batch_have_one_side_and_batches_all_of_them(scenes: tuple[Scene, ...]) -> None:
+    augments = [Augment(STILL, side) for side in (32, 48, 64)]
+    data = Crops(scenes, LOOKUP, FILL, augments, 0.5, 0, batch=4)
+    sides = [[data[4 * step + i][1].shape[0] for i in range(4)] for step in range(24)]
+    assert all(len(set(batch)) == 1 for batch in sides)
+    assert {batch[0] for batch in sides} == {32, 48, 64}

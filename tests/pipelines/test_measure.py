@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipelines.losses import DiceAndCrossEntropy
+from pipelines.config import LossRecipe
+from pipelines.losses import SegmentationLoss
 from pipelines.measure import REACH, Borders, Calibration, Confusion, Panoptic, interval, iou_of, mean_of
 from pipelines.scenes import IGNORE
 from pipelines.validation import Measured
@@ -167,7 +168,7 @@ def test_what_is_said_of_ignored_pixels_changes_neither_loss_nor_gradient(
     batch: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     logits, target = batch
-    loss = DiceAndCrossEntropy(3)
+    loss = SegmentationLoss(3)
     other = logits.clone()
     other[:, :, :3] = 100 * torch.randn(2, 3, 3, 8)
     assert torch.equal(loss(logits, target), loss(other, target))
@@ -185,21 +186,62 @@ def test_the_loss_is_cross_entropy_plus_dice_over_the_batch(batch: tuple[torch.T
     entropy = -p[torch.arange(len(p)), target[known]].log().mean()
     hot = torch.nn.functional.one_hot(target[known], 3)
     dice = 1 - (2 * (p * hot).sum(0) + 1) / (p.sum(0) + hot.sum(0) + 1)
-    assert DiceAndCrossEntropy(3)(logits, target).item() == pytest.approx((entropy + dice.mean()).item(), rel=1e-5)
+    assert SegmentationLoss(3)(logits, target).item() == pytest.approx((entropy + dice.mean()).item(), rel=1e-5)
+
+
+def test_the_focal_loss_is_its_papers_and_without_gamma_cross_entropy(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, target = batch
+    known = target != IGNORE
+    p = logits.softmax(dim=1).permute(0, 2, 3, 1)[known]
+    right = p[torch.arange(len(p)), target[known]]
+    alone = SegmentationLoss(3, LossRecipe(cross_entropy=0, dice=0, focal=2))
+    assert alone(logits, target).item() == pytest.approx(2 * -((1 - right) ** 2 * right.log()).mean().item(), rel=1e-5)
+    alone.focal.gamma = 0.0
+    entropy = SegmentationLoss(3, LossRecipe(dice=0))(logits, target).item()
+    assert alone(logits, target).item() == pytest.approx(2 * entropy, rel=1e-5)
+
+
+def test_the_boundary_loss_is_how_far_from_a_class_it_is_called() -> None:
+    target = torch.zeros(1, 12, 12, dtype=torch.long)
+    target[:, :, 6:] = 1
+    loss = SegmentationLoss(2, LossRecipe(cross_entropy=0, dice=0, boundary=1))
+
+    def cost(border: int) -> float:
+        called = torch.zeros(1, 12, 12, dtype=torch.long)
+        called[:, :, border:] = 1
+        return loss(40.0 * torch.nn.functional.one_hot(called, 2).permute(0, 3, 1, 2), target).item()
+
+    assert cost(6) < cost(7) < cost(9) < cost(11)
+    # Two columns too many are 1 and 2 px from their class, and lose what they gave as 1 and 0 px inside the other one.
+    assert cost(8) - cost(6) == pytest.approx((1 + 2 + 0 + 1) / 12 / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "focal", "boundary"])
+def test_every_loss_is_blind_to_ignored_pixels(batch: tuple[torch.Tensor, torch.Tensor], name: str) -> None:
+    logits, target = batch
+    loss = SegmentationLoss(3, LossRecipe(**{"cross_entropy": 0, "dice": 0, name: 0.5}))
+    other = logits.clone()
+    other[:, :, :3] = 100 * torch.randn(2, 3, 3, 8)
+    assert torch.equal(loss(logits, target), loss(other, target))
+    assert loss(logits, target) != SegmentationLoss(3, LossRecipe(**{"cross_entropy": 0, "dice": 0, name: 1}))(
+        logits, target
+    )
 
 
 def test_a_right_answer_costs_little_and_a_wrong_one_much(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, target = batch
     sure = 20.0 * torch.nn.functional.one_hot(target.where(target != IGNORE, torch.zeros_like(target)), 3)
     sure = sure.permute(0, 3, 1, 2)
-    loss = DiceAndCrossEntropy(3)
+    loss = SegmentationLoss(3)
     assert loss(sure, target) < 0.01
     assert loss(sure.roll(1, dims=1), target) > 10
 
 
 def test_a_batch_without_any_known_pixel_costs_nothing_and_still_has_a_gradient() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = DiceAndCrossEntropy(3)(logits, torch.full((1, 4, 4), IGNORE))
+    loss = SegmentationLoss(3)(logits, torch.full((1, 4, 4), IGNORE))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

@@ -269,3 +269,14 @@ def test_fields_of_a_recipe_are_changed_from_outside(tmp_path: Path) -> None:
 def test_a_change_that_fits_no_recipe_is_said(tmp_path: Path, change: str, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         read_recipe(write_recipe(write_data(tmp_path / "set")), [change])
+
+
+def test_few_images_are_a_part_of_more_images_and_held_back_ones_stay(data: Path) -> None:
+    names = []
+    for limit in (1, 2, 3, 4, None):
+        read = recipe(data, data={"images": "images", "masks": "masks", "group": "(case[0-9])", "limit": limit}).data
+        split = split_scenes(find_scenes(read), read)
+        names.append({scene.name for scene in split.train})
+        assert len(split.validation) == 2
+    assert [len(some) for some in names] == [1, 2, 3, 4, 4]
+    assert names[0] < names[1] < names[2] < names[3] == names[4]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from labelled import content, recipe, write_data
+from labelled import CLASSES, content, recipe, write_data
 from PIL import Image
 from scipy import ndimage
 
@@ -177,6 +178,52 @@ def test_what_cannot_be_trained_is_said(
         train(recipe(data, **changed), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "best").exists()
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_model_and_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = run(data, tmp_path)
+    learn = training.learn
+    monkeypatch.setattr(training, "learn", lambda *a: learn(*a) if training.step < 4 else math.nan)
+    with pytest.raises(RequestError, match="the model of step 3 is kept"):
+        training.go_on()
+    assert load_model(tmp_path / "best").card.scores
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] == 3
+
+
+def test_a_training_stops_early_where_nothing_gets_better(data: Path, tmp_path: Path) -> None:
+    # A rate of nothing: the first validation is never beaten.
+    schedule = {**content()["schedule"], "steps": 60, "rate": 1e-12, "patience": 2, "validate_every": 2, "average": 0.0}
+    done = train(recipe(data, schedule=schedule), tmp_path, device="cpu")
+    assert done.step == 2
+    assert [row["step"] for row in log(tmp_path)] == ["2", "4", "6"]
+    before = (tmp_path / "log.csv").stat().st_mtime_ns
+    assert train(recipe(data, schedule=schedule), tmp_path, device="cpu") == done
+    assert (tmp_path / "log.csv").stat().st_mtime_ns == before
+
+
+def test_crops_of_several_sides_and_every_loss_train(data: Path, tmp_path: Path) -> None:
+    schedule = {**content()["schedule"], "crop": [32, 64], "border": 0.5}
+    training = run(data, tmp_path, schedule=schedule, loss={"focal": 1, "boundary": 0.01})
+    assert {images.shape[-1] for images, _ in training.batches()} == {32, 64}
+    training.go_on()
+    assert all(float(row["loss"]) > 0 for row in log(tmp_path))
+
+
+def test_what_will_hardly_be_meant_is_said_and_a_class_without_any_pixel_is_refused(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    extra = {"value": 7, "name": "unseen", "color": "#FF0000"}
+    with pytest.raises(RequestError, match="no image shows the class 'unseen' \\(value 7\\); remove it"):
+        train(recipe(data, classes=[*CLASSES, extra]), tmp_path / "a", device="cpu")
+    other = write_data(tmp_path / "other")
+    for path in (other / "masks").glob("case[01]*"):
+        Image.fromarray(np.minimum(np.array(Image.open(path)), 4)).save(path)
+    train(
+        recipe(other, schedule={**content()["schedule"], "crop": 96}), tmp_path / "b", device="cpu", report=said.append
+    )
+    assert "no image to learn from shows the class 'rare' (value 9)" in said[0]
+    assert said[1].startswith("note: 4 of 4 images to learn from are smaller than a crop of 96 px")
 
 
 def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
