@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -41,10 +40,9 @@ def image(contents: Contents) -> ImageEntry | None:
         st.caption(f"{len(found)} of {len(entries)} images" if found else "No name has this part: here are all.")
         entries = found or entries
     # One may come here by a link, by the box, or by a thumbnail.
-    _take_from_address("image", names.__contains__)
-    if st.session_state.get("image") not in [entry.id for entry in entries]:
-        st.session_state["image"] = entries[0].id
-    chosen = st.selectbox("Image", [entry.id for entry in entries], format_func=names.__getitem__, key="image")
+    options = [entry.id for entry in entries]
+    first = _place_of(options, "image", entries[0].id)
+    chosen = st.selectbox("Image", options, first, format_func=names.__getitem__, key="image")
     _put_into_address("image", chosen)
     return contents.images[chosen]
 
@@ -71,8 +69,9 @@ def masks(contents: Contents, of: ImageEntry) -> Shown:
     if second == NOTHING:
         _put_into_address("compare", None)
         return Shown(layers[first], None, "off")
-    _take_from_address("compare", MODES.__contains__)
-    how = st.radio("How", list(MODES), horizontal=True, key="compare", label_visibility="collapsed")
+    modes = list(MODES)
+    first_mode = _place_of(modes, "compare", modes[0])
+    how = st.radio("How", modes, first_mode, horizontal=True, key="compare", label_visibility="collapsed")
     _put_into_address("compare", how if how != next(iter(MODES)) else None)
     return Shown(layers[first], layers[second], MODES[how])
 
@@ -85,28 +84,22 @@ def task_of(desk: Desk, of: ImageEntry) -> Task | None:
 
 
 def _choose(label: str, key: str, options: list[str], first: str, layers: dict[str, LayerEntry], of: ImageEntry) -> str:
-    key_here = f"{key} {of.id}"
-    if key_here not in st.session_state:
-        asked = st.query_params.get(key)
-        st.session_state[key_here] = asked if asked in options else first
-    elif st.session_state[key_here] not in options:
-        st.session_state[key_here] = first
     chosen = st.selectbox(
         label,
         options,
+        _place_of(options, key, first),
         format_func=lambda name: layers[name].name if name in layers else "–",
-        key=key_here,
+        key=f"{key} {of.id}",
     )
     _put_into_address(key, chosen if chosen != first else None)
     return str(chosen)
 
 
-def _take_from_address(key: str, good: Callable[[str], bool]) -> None:
-    """The first run of a session takes what its address says."""
-    if key not in st.session_state:
-        asked = st.query_params.get(key, "")
-        if good(asked):
-            st.session_state[key] = asked
+def _place_of(options: list[str], key: str, first: str) -> int:
+    """Where the choice begins: with what the address says. A choice that a browser remembers goes before it, also
+    where the server was started again meanwhile."""
+    asked = st.query_params.get(key)
+    return options.index(asked if asked in options else first)
 
 
 def _put_into_address(key: str, value: str | None) -> None:

@@ -41,9 +41,11 @@ class Server:
 
 
 @contextmanager
-def serving(folders: Sequence[Path | str], place: Path, *, home: Path | None = None, **more: str) -> Iterator[Server]:
+def serving(
+    folders: Sequence[Path | str], place: Path, *, home: Path | None = None, port: int | None = None, **more: str
+) -> Iterator[Server]:
     """Started in the folder `place`; ended, however it goes."""
-    port = free_port("127.0.0.1", 0)
+    port = port or free_port("127.0.0.1", 0)
     home = home or place
     environment = os.environ | {"PYTHONPATH": str(TOP), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")} | more
     command = [sys.executable, "-P", "-m", "app", "--port", str(port), "--no-browser", "--", *map(str, folders)]

@@ -372,3 +372,34 @@ def test_the_viewer_is_dark_where_the_browser_is(server: Server, browser: Browse
     background = viewer.root.evaluate("e => getComputedStyle(e).backgroundColor")
     assert max(int(part) for part in background[4:-1].split(",")[:3]) < 80
     page.close()
+
+
+def test_a_page_that_is_open_goes_on_when_its_server_is_started_again(folder: Path, browser: Browser) -> None:
+    page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+    viewer = Viewer(page, folder)
+    with serving([folder], folder, home=folder.parent) as first:
+        page.goto(first.url)
+        page.wait_for_selector(".veca .pane canvas")
+        viewer.settled()
+        viewer.choose("Mask", "results/second")
+        viewer.until("v.layers.first?.layer.name === 'results/second'")
+        viewer.settled()
+    viewer.ask("v.goTo({y: 1100, x: 900, zoom: 2})")  # tiles that nobody can give
+    time.sleep(1)
+    with serving([folder], folder, home=folder.parent, port=first.port):
+        viewer.settled()
+        viewer.until("v.pane.viewer.world.getItemAt(0).getFullyLoaded()")
+        assert viewer.ask("v.place()") == pytest.approx({"y": 1100, "x": 900, "zoom": 2, "turn": 0}, abs=0.5)
+        assert viewer.ask("v.layers.first.layer.name") == "results/second"
+        # The page answers again: what is chosen now is shown.
+        viewer.choose("Mask", "results/first")
+        viewer.until("v.layers.first?.layer.name === 'results/first'")
+        page.close()
+
+
+def test_a_region_that_the_server_lost_is_told_and_no_longer_asked_for(view: Open) -> None:
+    viewer = view("")
+    viewer.ask("v.live.update({layer: {running: true, id: '0'.repeat(32)}})")
+    expect(viewer.page.locator(".status")).to_contain_text("was not finished")
+    viewer.until("!v.live.task")
+    viewer.problems.clear()  # the browser's own word for the status 404

@@ -26,6 +26,13 @@ export class Live {
     try {
       const answer = await fetch(`/veca/task/${task}?since=${this.since}${pass}`);
       if (this.task !== task) return;
+      if (answer.status === 404) {
+        // The server was started again and knows nothing of it.
+        this.task = null;
+        workspace.readout.progress({ state: "lost" });
+        workspace.tell("ended", task);
+        return;
+      }
       const state = await answer.json();
       const mask = workspace.layers.masks.get(task);
       for (const cell of state.cells) mask?.refresh(cell);

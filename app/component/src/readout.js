@@ -120,6 +120,7 @@ export class Readout {
       finished: "Segmented",
       stopped: "Stopped; what is finished is kept",
       failed: reason,
+      lost: "The server was started again: this region was not finished",
     };
     this.status.textContent = words[state] ?? "";
   }
