@@ -15,9 +15,12 @@ from pipelines.bundle import image_fingerprint
 from pipelines.display.catalog import Catalog, read_key
 from pipelines.display.masks import MaskTiles
 from pipelines.display.tiles import ImageTiles, blank_tiles, open_tiles
+from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
 from pipelines.live.batch import BatchRun
 from pipelines.live.board import Board, confidence_at
+from pipelines.live.corrected import CorrectedTiles
+from pipelines.live.corrections import Corrections
 from pipelines.live.engine import REGIONS, Engine, Task
 
 IMAGES: Final = 4
@@ -41,6 +44,7 @@ class Desk:
         self._cache = place / "overviews"
         self._images: _Kept[ImageTiles] = _Kept(IMAGES, ImageTiles.close)
         self._masks: _Kept[MaskTiles] = _Kept(MASKS, lambda _: None)
+        self._corrections: _Kept[Corrections] = _Kept(MASKS, lambda _: None)
 
     def image(self, name: str) -> ImageTiles | None:
         """An opened image; None for a name that is none. Raises ImageError where it cannot be read."""
@@ -53,7 +57,7 @@ class Desk:
         state = image_fingerprint(str(entry.path))
         return self._images.get(name, state, lambda: open_tiles(entry.path, self._cache))
 
-    def mask(self, name: str) -> MaskTiles | Board | None:
+    def mask(self, name: str) -> MaskTiles | CorrectedTiles | Board | None:
         """A mask by its opaque name or that of a running task; None where there is none."""
         task = self.engine.tasks.get(name)
         if task is not None:
@@ -64,7 +68,28 @@ class Desk:
         image = self.image(entry.image) if entry.image else None
         georef = image.source.georef if image else None
         state = str((entry.labels / "zarr.json").stat().st_mtime_ns) if entry.labels.is_dir() else "gone"
-        return self._masks.get(name, state, lambda: MaskTiles.open(entry.labels, georef))
+        tiles = self._masks.get(name, state, lambda: MaskTiles.open(entry.labels, georef))
+        if entry.mask is None:
+            return tiles
+        return CorrectedTiles(tiles, self._corrections.get(name, str(entry.folder), lambda: Corrections(entry.folder)))
+
+    def begin_corrections(self, name: str) -> str:
+        """Lays out corrections for a mask, beside it, and gives the opaque name of what can then be painted on.
+
+        Raises RequestError where the mask lies at the top of what is shown: beside it is outside.
+        """
+        entry, tiles = self.catalog.layer(name), self.mask(name)
+        if entry is None or not isinstance(tiles, MaskTiles):
+            raise RequestError("this mask is gone")
+        if not self.catalog.holds(entry.folder.parent):
+            raise RequestError(f"corrections lie beside {entry.folder}, which is not shown; show the folder above it")
+        image = self.image(entry.image) if entry.image else None
+        fingerprint = image_fingerprint(entry.image_path) if image and not entry.alone else ""
+        folder = Corrections.begin(
+            entry.folder, entry.image_path, fingerprint, entry.model, entry.cores, tiles.labels.classes
+        )
+        self.catalog.look(fresh=-1)
+        return self.catalog.name("layer", folder)
 
     def board(self, task: Task) -> Board | None:
         """What can be seen of a task."""

@@ -9,6 +9,7 @@ import streamlit as st
 from app import choose, panels
 from app.batch import batch_panel
 from app.compute import attention_panel, segment_panel
+from app.correct import correct_panel
 from app.desk import the_desk
 from app.icon import icon
 from app.sign_in import is_welcome
@@ -52,6 +53,7 @@ def main() -> None:
         if image.alone:
             panels.alone(desk, contents, image)
         segmenting = segment_panel(desk, image, tiles)
+        correct_panel(desk, contents, image, shown)
         heat = attention_panel(desk, image, segmenting)
         batch_panel(desk, contents)
         panels.damaged(contents)

@@ -13,7 +13,7 @@ from app.desk import Desk
 from app.patience import wait_for
 from app.viewer import jump
 from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
-from pipelines.bundle import Bundle, RunRecord
+from pipelines.bundle import RUN, Bundle, RunRecord
 from pipelines.describe import info
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
 from pipelines.display.tiles import ImageTiles
@@ -95,6 +95,8 @@ def below(desk: Desk, image: ImageEntry, tiles: ImageTiles, shown: Shown) -> Non
 
 def areas(layer: LayerEntry) -> list[AreaRow]:
     """The rows of areas.csv; none, with the reason on the page, where it is damaged."""
+    if not layer.written:
+        return []
     try:
         return read_areas(layer.folder)
     except (*USER_ERRORS, OSError) as error:
@@ -107,7 +109,8 @@ def area_table(tables: Sequence[tuple[LayerEntry, list[AreaRow]]]) -> str:
     parts = []
     for layer, rows in tables:
         if not rows:
-            parts.append(f"**{plain(layer.name)}** has no areas.csv.")
+            reason = "has no areas.csv" if layer.written else "was corrected since its files were written"
+            parts.append(f"**{plain(layer.name)}** {reason}.")
             continue
         unit, amounts = area_texts(rows)
         lines = [
@@ -128,6 +131,8 @@ def regions(desk: Desk, tiles: ImageTiles, layer: LayerEntry) -> None:
     """The largest regions of a mask; a click on a row goes there."""
     if not (layer.folder / "regions.csv").is_file():
         st.caption("The regions of this mask were not written out.")
+        if layer.kind == "corrected":
+            return  # they come with its other files
         st.button("Find them", key=f"find {layer.id}", on_click=_find_regions, args=(desk, layer))
         _tell_about_finding(desk, layer)
         return
@@ -200,13 +205,15 @@ def downloads(layer: LayerEntry) -> None:
 def story(layer: LayerEntry) -> None:
     """How a mask was made, and what one should know about it."""
     st.markdown(f"**{plain(layer.name)}**")
+    if layer.mask is not None:
+        st.caption("Corrected by hand. The mask below was made so:")
+    folder = layer.mask or layer.folder
     try:
-        if layer.kind == "region":
-            groups = (region_facts(LiveRecord.read(layer.folder)),)
-            warnings: Sequence[str] = ()
+        if (folder / RUN).is_file():
+            run = Bundle.open(folder).run
+            groups, warnings = [made_by(run), memory_and_time(run), image_facts(run)], run.warnings
         else:
-            run = Bundle.open(layer.folder).run
-            groups, warnings = (made_by(run), memory_and_time(run), image_facts(run)), run.warnings  # type: ignore[assignment]
+            groups, warnings = [region_facts(LiveRecord.read(folder))], ()
     except USER_ERRORS as error:
         st.error(plain(str(error)))
         return

@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +19,8 @@ from starlette.routing import Route
 from app.desk import the_desk
 from pipelines.display.facts import areas_of, lonlat
 from pipelines.display.look import Look
-from pipelines.errors import USER_ERRORS
+from pipelines.errors import USER_ERRORS, RequestError
+from pipelines.live.corrected import CorrectedTiles
 
 ASSETS: Final = Path(__file__).with_name("component") / "built"
 PRIVATE: Final = {"Cache-Control": "private, no-store"}
@@ -112,10 +114,28 @@ def heat(request: Request) -> Response:
     return _bytes(maps[layer, core].tobytes())
 
 
+async def paint(request: Request) -> Response:
+    """Adds a stroke to corrections: {"value", "radius", "points": [[y, x], ...]} in level-0 pixels, or {"undo": true}.
+
+    The answer says how many strokes there are, and which pixels of the mask have changed.
+    """
+    try:
+        asked = json.loads(await request.body())
+        undo = bool(asked.get("undo"))
+        stroke = (
+            None
+            if undo
+            else (asked["value"], float(asked["radius"]), [(float(y), float(x)) for y, x in asked["points"]])
+        )
+        if stroke and not (stroke[0] is None or (isinstance(stroke[0], int) and not isinstance(stroke[0], bool))):
+            raise ValueError(stroke[0])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HTTPException(400, 'expected {"value", "radius", "points"} or {"undo": true}') from error
+    return await run_in_threadpool(told(lambda asked: _painted(asked, stroke)), request)
+
+
 async def measure(request: Request) -> Response:
     """Areas of the classes in a polygon: the body is {"corners": [[y, x], ...]} in level-0 pixels."""
-    from starlette.concurrency import run_in_threadpool
-
     try:
         corners = [(float(y), float(x)) for y, x in json.loads(await request.body())["corners"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -161,6 +181,7 @@ ROUTES: Final = [
     Route("/veca/image/{name}/{level:int}/{row:int}/{column:int}", image_tile),
     Route("/veca/mask/{name}/confidence", confidence),
     Route("/veca/mask/{name}/measure", measure, methods=["POST"]),
+    Route("/veca/mask/{name}/paint", paint, methods=["POST"]),
     Route("/veca/mask/{name}/{level:int}/{row:int}/{column:int}", mask_tile),
     Route("/veca/task/{name}", task_state),
     Route("/veca/heat/{name}/{layer:int}/{core:int}", heat),
@@ -189,6 +210,26 @@ def _place(request: Request) -> tuple[int, int, int]:
 def _bytes(data: bytes) -> Response:
     packed = gzip.compress(data, 1, mtime=0)
     return Response(packed, media_type="application/octet-stream", headers=PRIVATE | {"Content-Encoding": "gzip"})
+
+
+def _painted(request: Request, stroke: tuple[int | None, float, list[tuple[float, float]]] | None) -> Response:
+    tiles = _mask(request)
+    if not isinstance(tiles, CorrectedTiles):
+        raise HTTPException(404)
+    corrections = tiles.corrections
+    try:
+        if stroke is None:
+            changed = corrections.undo()
+        else:
+            changed = tiles.stroke(*stroke)
+            corrections.add(changed)
+    except RequestError as error:
+        raise HTTPException(400, str(error)) from error
+    except OSError as error:
+        raise HTTPException(507, f"this stroke could not be saved: {error.strerror}") from error
+    box = changed.box if changed else None
+    touched = [box.y, box.x, box.height, box.width] if box else None
+    return JSONResponse({"count": len(corrections.strokes), "touched": touched}, headers=PRIVATE)
 
 
 def _measured(request: Request, corners: list[tuple[float, float]]) -> Response:

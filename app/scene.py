@@ -12,6 +12,7 @@ from pipelines.display.look import CHANNELS, PURE
 from pipelines.display.masks import Place
 from pipelines.display.tiles import ImageTiles
 from pipelines.errors import USER_ERRORS
+from pipelines.live.corrected import CorrectedTiles
 from pipelines.live.engine import Task
 from pipelines.view import AreaRow, read_areas
 
@@ -86,6 +87,7 @@ def layer_values(desk: Desk, entry: LayerEntry) -> Values:
         "areas": areas,
         "running": False,
         "confident": entry.confidence is not None,
+        "strokes": len(mask.corrections.strokes) if isinstance(mask, CorrectedTiles) else None,
     }
 
 
@@ -106,13 +108,14 @@ def task_values(desk: Desk, task: Task) -> Values | None:
         "areas": None,
         "running": not task.ended.is_set(),
         "confident": True,
+        "strokes": None,
     }
 
 
 def layer_areas(entry: LayerEntry) -> list[AreaRow]:
-    """The rows of a mask's areas.csv; none where it has none, or a damaged one."""
+    """The rows of a mask's areas.csv; none where it has none, a damaged one, or one that is out of date."""
     try:
-        return read_areas(entry.folder)
+        return read_areas(entry.folder) if entry.written else []
     except (*USER_ERRORS, OSError):  # the table under the viewer says why
         return []
 

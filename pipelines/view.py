@@ -17,6 +17,7 @@ from pipelines.errors import USER_ERRORS, RequestError
 FILES: Final[dict[str, str]] = {
     "mask.tif": "image/tiff",
     "regions.geojson": "application/geo+json",
+    "corrections.geojson": "application/geo+json",
     "regions.gpkg": "application/geopackage+sqlite3",
     "regions.csv": "text/csv",
     "areas.csv": "text/csv",

@@ -17,6 +17,8 @@ from pipelines.bundle import LABELS, RUN, image_fingerprint
 from pipelines.errors import USER_ERRORS
 from pipelines.images import is_image_name
 from pipelines.live.board import CONFIDENCE
+from pipelines.live.corrections import RECORD as CORRECTIONS
+from pipelines.live.corrections import STROKES, CorrectionsRecord
 from pipelines.live.record import RECORD, LiveRecord
 from pipelines.view import Result, list_results
 
@@ -39,7 +41,7 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True)
 class LayerEntry:
-    """A mask that can be laid over an image: a finished result, or a region that was segmented in the viewer."""
+    """A mask that can be laid over an image: a finished result, a region segmented in the viewer, or one corrected."""
 
     id: str
     name: str
@@ -47,15 +49,25 @@ class LayerEntry:
     """Of the image that it lies on."""
     image_path: str
     folder: Path
-    kind: Literal["result", "region"]
+    kind: Literal["result", "region", "corrected"]
     model: str
     cores: int
     alone: bool = False
     """Whether its image is not in the folders, or has changed since: `image` then stands for the mask alone."""
+    mask: Path | None = None
+    """Of corrections, the folder of the mask that they correct."""
 
     @property
     def labels(self) -> Path:
-        return self.folder / LABELS
+        return (self.mask or self.folder) / LABELS
+
+    @property
+    def written(self) -> bool:
+        """Whether its files tell what it is now: those of corrections may be older than the last stroke."""
+        if self.mask is None:
+            return True
+        areas, strokes = self.folder / "areas.csv", self.folder / STROKES
+        return areas.is_file() and strokes.is_file() and areas.stat().st_mtime_ns >= strokes.stat().st_mtime_ns
 
     @property
     def confidence(self) -> Path | None:
@@ -142,6 +154,18 @@ class Catalog:
                     record.cores,
                 )  # fmt: skip
                 layers.setdefault(layer.id, layer)
+        masks = {layer.folder: layer for layer in layers.values()}
+        for root in self.roots:
+            for folder, corrections in self._find_corrections(root):
+                base = masks.get(folder.parent / corrections.mask)
+                if base is None:
+                    reason = f"it corrects {corrections.mask}, which is not there any more; its strokes are kept"
+                    damaged.append(Result(folder.relative_to(root).as_posix(), None, reason))
+                    continue
+                name = self.name("layer", folder)
+                layers[name] = replace(
+                    base, id=name, name=f"{base.name}, corrected", folder=folder, kind="corrected", mask=base.folder
+                )
         for layer in [layer for layer in layers.values() if layer.image is None]:
             name = self.name("alone", layer.folder)
             images[name] = ImageEntry(name, f"{layer.name} (mask alone)", layer.labels, alone=True)
@@ -161,12 +185,21 @@ class Catalog:
                 except USER_ERRORS:
                     continue
 
+    def _find_corrections(self, root: Path) -> Iterator[tuple[Path, CorrectionsRecord]]:
+        for place, folders, files in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and ".zarr" not in name)
+            if CORRECTIONS in files and self.holds(Path(place) / CORRECTIONS) and self.holds(Path(place) / STROKES):
+                try:
+                    yield Path(place).resolve(), CorrectionsRecord.read(Path(place))
+                except USER_ERRORS:
+                    continue
+
 
 def _find_images(root: Path) -> Iterator[Path]:
     """By name. Not in hidden folders, results or regions, whose files are masks and previews."""
     for place, folders, files in os.walk(root):
         here = Path(place)
-        if RUN in files or RECORD in files:
+        if RUN in files or RECORD in files or CORRECTIONS in files:
             folders[:] = []
             continue
         zarrs = sorted(name for name in folders if name.lower().endswith(".zarr"))

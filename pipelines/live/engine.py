@@ -101,6 +101,10 @@ class Engine:
         """Makes further files from the labels in the folder of a result or region."""
         return self._ask("export", Wish("", ""), names=list(names), folder=str(folder))
 
+    def correct(self, folder: Path) -> Task:
+        """Writes a corrected mask and its files into the folder of its corrections."""
+        return self._ask("correct", Wish("", ""), folder=str(folder))
+
     def stop(self, task: Task) -> None:
         """Ends a request after the cell that it is at; what is finished is kept."""
         self._send({"do": "stop", "id": task.id})

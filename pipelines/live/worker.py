@@ -27,7 +27,7 @@ class Worker:
         self.models: dict[str, Any] = {}
         self.tasks: dict[str, Callable[[Request], None]] = {
             "warm": self.warm, "plan": self.plan, "segment": self.segment, "attention": self.attention,
-            "export": self.export,
+            "export": self.export, "correct": self.correct,
         }  # fmt: skip
 
     def do(self, request: Request) -> None:
@@ -123,6 +123,14 @@ class Worker:
         labels = Labels.open(folder / "labels.zarr")
         made = [path.name for name in request["names"] for path in EXPORTS[name](labels, folder, None, {})]
         self.say({"id": request["id"], "event": "exported", "files": made})
+
+    def correct(self, request: Request) -> None:
+        """Writes a mask with its corrections, and what was painted as shapes to train on."""
+        from pipelines.live.corrected import write_corrected
+        from pipelines.live.corrections import Corrections
+
+        files = write_corrected(Corrections(Path(request["folder"])))
+        self.say({"id": request["id"], "event": "exported", "files": [path.name for path in files]})
 
     def job(self, request: Request) -> Any:
         """The plan for the image of a request."""

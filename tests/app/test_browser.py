@@ -76,6 +76,14 @@ class Viewer:
         png = self.page.screenshot(clip=self.pane)  # type: ignore[arg-type]
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
+    def at(self, y: float, x: float) -> NDArray[np.int64]:
+        """(3,) what is seen at a level-0 place of the image, which is not turned."""
+        left, top = self.ask(
+            f"(() => {{ const [a, , , d, e, f] = v.pane.transform; return [a * {x} + e, d * {y} + f]; }})()"
+        )
+        seen: NDArray[np.int64] = self.pixels()[round(top), round(left)]
+        return seen
+
     def shoot(self, name: str) -> None:
         self.page.screenshot(path=self.shots / f"{name}.png")
 
@@ -403,3 +411,44 @@ def test_a_region_that_the_server_lost_is_told_and_no_longer_asked_for(view: Ope
     expect(viewer.page.locator(".status")).to_contain_text("was not finished")
     viewer.until("!v.live.task")
     viewer.problems.clear()  # the browser's own word for the status 404
+
+
+def test_classes_are_painted_erased_taken_back_and_written_beside_the_result(view: Open, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in (folder / "results" / "second").rglob("*") if path.is_file()}
+    viewer = view("")
+    viewer.choose("Mask", "results/second")
+    viewer.until("v.layers.first?.layer.name === 'results/second'")
+    viewer.page.get_by_text("Correct", exact=True).first.click()
+    viewer.page.get_by_role("button", name="Correct this mask").click()
+    viewer.until("v.layers.first?.layer.name === 'results/second, corrected'")
+    viewer.ask("v.goTo({y: 1000, x: 1000, zoom: 1})")
+    viewer.page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
+    viewer.settled()
+    viewer.key("b")
+    viewer.drag((-150, -60), (150, 60))
+    viewer.until("v.correct.count === 1 && !v.correct.queue.length")
+    viewer.settled()
+    viewer.shoot("13-painted")
+    assert np.abs(viewer.at(1000, 1000) - (0, 168, 107)).max() < 3
+    viewer.key("e")
+    viewer.drag((-20, 0), (20, 0))
+    viewer.until("v.correct.count === 2 && !v.correct.queue.length")
+    viewer.settled()
+    assert np.abs(viewer.at(1000, 1000) - (0, 168, 107)).max() > 20
+    viewer.key("z")
+    viewer.until("v.correct.count === 1 && !v.correct.queue.length")
+    viewer.settled()
+    assert np.abs(viewer.at(1000, 1000) - (0, 168, 107)).max() < 3
+    # Zoomed out it is there too, and the table of what is drawn counts it.
+    viewer.ask("v.draw.done([[980, 980], [980, 1020], [1020, 1020], [1020, 980]])")
+    expect(viewer.page.locator(".measured td", has_text="nucleus").locator("xpath=../td[3]")).not_to_be_empty()
+    viewer.page.get_by_role("button", name="Write the files").click()
+    expect(viewer.page.get_by_text("Files and areas are those of the last stroke")).to_be_visible(timeout=90_000)
+    made = folder / "results" / "second.corrected"
+    assert {"labels.zarr", "mask.tif", "areas.csv", "regions.geojson", "corrections.geojson"} <= {
+        path.name for path in made.iterdir()
+    }
+    mask = tifffile.imread(made / "mask.tif")
+    assert mask[1000, 1000] == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list((folder / "results" / "second").rglob("*"))) >= len(before)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import write_bundle
+from bundles import CLASSES, write_bundle
 from drawn_slides import tissue, write_svs
 from PIL import Image
 from servers import Server, serving
 
 from app.desk import Desk
 from pipelines.display.catalog import Catalog, read_key
+from pipelines.live.corrections import Corrections
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Open:
     image: str
     broken: str
     mask: str
+    corrected: str
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     values = np.zeros((700, 500), np.uint8)
     values[100:300, 50:250] = 1
     write_bundle(folder / "results" / "slide", slide, values)
+    Corrections.begin(folder / "results" / "slide", str(slide), "", "m", 8, CLASSES)
     # Its second tile row is nonsense; its header is whole.
     data = bytearray(slide.read_bytes())
     middle = len(data) // 3
@@ -53,12 +56,28 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     (folder / "linked").symlink_to(place, target_is_directory=True)
     with serving([folder], place) as server:
         names = {entry.path.name: entry.id for entry in Catalog([folder], _key(place)).look().images.values()}
-        (mask,) = Catalog([folder], _key(place)).look().layers
-        yield Open(server, folder, outside, names["slide.svs"], names["broken.svs"], mask)
+        layers = {layer.kind: layer.id for layer in Catalog([folder], _key(place)).look().layers.values()}
+        yield Open(
+            server, folder, outside, names["slide.svs"], names["broken.svs"], layers["result"], layers["corrected"]
+        )
 
 
 def _key(place: Path) -> bytes:
     return read_key(place / "cache" / "veca" / "viewer.key")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/veca/image/{image}/0/1/1", "/veca/image/{image}/thumbnail", "/veca/image/{image}/state",
+        "/veca/image/{image}/where?y=1&x=1", "/veca/mask/{mask}/0/0/0", "/veca/mask/{mask}/confidence?y=1&x=1",
+        "/veca/mask/{corrected}/0/0/0",
+    ],
+)  # fmt: skip
+def test_nothing_of_a_slide_stays_in_a_cache(opened: Open, path: str) -> None:
+    named = path.format(image=opened.image, mask=opened.mask, corrected=opened.corrected)
+    assert opened.server.ask(named)[0] == 200
+    assert opened.server.headers["cache-control"] == "private, no-store"
 
 
 def test_an_image_tile_is_a_jpeg_that_no_cache_keeps(opened: Open) -> None:
@@ -96,6 +115,44 @@ def test_a_drawn_region_is_measured(opened: Open) -> None:
 )
 def test_a_question_that_is_none_is_refused(opened: Open, body: str) -> None:
     assert opened.server.ask(f"/veca/mask/{opened.mask}/measure", "POST", body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "", "{", "[]", "{}", '{"value": "1", "radius": 2, "points": [[1, 1]]}',
+        '{"value": 1.5, "radius": 2, "points": []}',
+        '{"value": true, "radius": 2, "points": [[1, 1]]}', '{"value": 9, "radius": 2, "points": [[1, 1]]}',
+        '{"value": 1, "radius": -2, "points": [[1, 1]]}', '{"value": 1, "radius": 2, "points": []}',
+        '{"value": 1, "radius": 1e999, "points": [[1, 1]]}',
+        '{"value": 1, "radius": 0, "points": [[1, 1], [2, 2], [3, 3]]}',
+    ],
+)  # fmt: skip
+def test_a_stroke_that_is_none_is_refused_and_leaves_nothing(opened: Open, body: str) -> None:
+    assert opened.server.ask(f"/veca/mask/{opened.corrected}/paint", "POST", body)[0] == 400
+    assert (opened.folder / "results" / "slide.corrected" / "strokes.jsonl").read_bytes() == b""
+
+
+def test_a_stroke_is_on_the_disk_when_it_is_answered_and_only_corrections_can_be_painted(opened: Open) -> None:
+    stroke = json.dumps({"value": 7, "radius": 4, "points": [[350, 100], [350, 160]]})
+    assert opened.server.ask(f"/veca/mask/{opened.mask}/paint", "POST", stroke)[0] == 404
+    assert opened.server.ask(f"/veca/mask/{opened.image}/paint", "POST", stroke)[0] == 404
+    foreign = opened.server.ask(
+        f"/veca/mask/{opened.corrected}/paint", "POST", stroke, Origin="http://elsewhere.example"
+    )
+    assert foreign[0] == 403
+    status, body = opened.server.ask(f"/veca/mask/{opened.corrected}/paint", "POST", stroke)
+    assert status == 200
+    assert json.loads(body) == {"count": 1, "touched": [346, 96, 8, 68]}
+    journal = opened.folder / "results" / "slide.corrected" / "strokes.jsonl"
+    assert len(journal.read_text().splitlines()) == 1
+    packed = opened.server.ask(f"/veca/mask/{opened.corrected}/0/0/0", Accept_Encoding="gzip")[1]
+    values = np.frombuffer(gzip.decompress(packed), np.uint8).reshape(512, 500)
+    assert (values[350, 100:160] == 7).all()
+    assert (values[100:300, 50:250] == 1).all()
+    undone = json.loads(opened.server.ask(f"/veca/mask/{opened.corrected}/paint", "POST", '{"undo": true}')[1])
+    assert undone["count"] == 0
+    journal.write_bytes(b"")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 // Drawing on the image: rectangles and polygons in level-0 pixels.
 import OpenSeadragon from "openseadragon";
+import { BRUSHES } from "./correct.js";
 import { apply, boxCorners, scaleOf } from "./geometry.js";
 
 export class Draw {
@@ -33,9 +34,18 @@ export class Draw {
       return pane.toImage(event.clientX - box.left, event.clientY - box.top);
     };
     top.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
       event.preventDefault();
+      if (event.button !== 0) {
+        // Another button moves the image while one draws.
+        top.setPointerCapture(event.pointerId);
+        this.panned = event;
+        return;
+      }
       const at = place(event);
+      if (BRUSHES.includes(this.tool)) {
+        top.setPointerCapture(event.pointerId);
+        this.workspace.correct.down(at);
+      }
       if (this.tool === "rectangle") {
         top.setPointerCapture(event.pointerId);
         this.from = at;
@@ -45,10 +55,26 @@ export class Draw {
       this.workspace.redraw();
     });
     top.addEventListener("pointermove", (event) => {
+      if (this.panned) {
+        const { viewport } = pane.viewer;
+        const [dx, dy] = [this.panned.clientX - event.clientX, this.panned.clientY - event.clientY];
+        viewport.panBy(viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy)), true);
+        this.panned = event;
+      }
       this.hover = place(event);
-      if (this.from || this.points.length) this.workspace.redraw();
+      const brush = BRUSHES.includes(this.tool);
+      if (brush) for (const e of event.getCoalescedEvents?.() ?? [event]) this.workspace.correct.move(place(e));
+      if (brush || this.from || this.points.length) this.workspace.redraw();
+    });
+    top.addEventListener("contextmenu", (event) => event.preventDefault());
+    top.addEventListener("pointercancel", () => (this.panned = null));
+    top.addEventListener("pointerleave", () => {
+      this.hover = null;
+      this.workspace.redraw();
     });
     top.addEventListener("pointerup", (event) => {
+      this.panned = null;
+      this.workspace.correct.up();
       if (!this.from) return;
       const [from, to] = [this.from, place(event)];
       this.from = null;
@@ -130,6 +156,7 @@ export class Draw {
       context.strokeStyle = colour;
       context.stroke();
     };
+    this.workspace.correct?.paint(context, transform, this.hover, this.tool);
     if (this.flashed) {
       path(this.flashed, true);
       stroke("#ff3fd2");

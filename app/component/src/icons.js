@@ -5,7 +5,7 @@ const PATHS = {
   move: "M12 3v18M3 12h18M9 6l3-3 3 3M9 18l3 3 3-3M6 9l-3 3 3 3M18 9l3 3-3 3",
   rectangle: "M4 6h16v12H4z",
   polygon: "M12 3l9 7-4 11H7L3 10z",
-  brush: "M14 4l6 6-9 9H5v-6zM12 6l6 6",
+  undo: "M9 14L4 9l5-5M4 9h10a6 6 0 0 1 0 12h-3",
   whole: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
   minus: "M5 12h14",
   plus: "M5 12h14M12 5v14",

@@ -3,7 +3,7 @@ import OpenSeadragon from "openseadragon";
 
 export const KEYS =
   "0 whole image · 1 one to one · + − zoom · arrows move · R turn · M mask · O outlines · [ ] opacity · D rectangle · " +
-  "P polygon · Esc move · G go to · L link · S picture · F full screen";
+  "P polygon · Esc move · B paint · E erase · V restore · , . brush size · Z undo · G go to · L link · S picture · F full screen";
 
 export function onKey(workspace, event) {
   if (event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -31,6 +31,12 @@ export function onKey(workspace, event) {
     "]": () => workspace.layers.changeOpacity(0.1),
     d: () => workspace.draw.use("rectangle"),
     p: () => workspace.draw.use("polygon"),
+    b: () => workspace.correct.use("brush"),
+    e: () => workspace.correct.use("erase"),
+    v: () => workspace.correct.use("restore"),
+    z: () => workspace.correct.undo(),
+    ",": () => workspace.correct.changeSize(1 / 1.25),
+    ".": () => workspace.correct.changeSize(1.25),
     Escape: () => workspace.draw.escape(),
     Enter: () => workspace.draw.finish(),
     g: () => workspace.readout.askPlace(),

@@ -37,6 +37,7 @@ export class Mask {
   draw(context, transform, width, height) {
     const level = this.levelFor(scaleOf(transform));
     const wanted = this.inView(level, transform, width, height);
+    this.visible = new Set(wanted.map((tile) => tile.key));
     this.waiting = wanted.filter((tile) => !this.tiles.has(tile.key) && !this.loading.has(tile.key));
     for (const [key, request] of this.loading) {
       if (!wanted.some((tile) => tile.key === key)) {
@@ -170,16 +171,29 @@ export class Mask {
     }
   }
 
-  // Asks again for tiles that show what has changed, and keeps the old ones until the new are here.
-  async refresh([y, x, height, width]) {
-    for (const key of [...this.tiles.keys()]) {
+  // Asks again for tiles that show what has changed, and keeps the old ones until the new are here; `anew` also for
+  // those that are on their way.
+  async refresh([y, x, height, width], anew = false) {
+    const touched = (key) => {
       const [level, row, column] = key.split("/").map(Number);
       const side = SIDE * 2 ** level;
-      const touched =
-        y < (row + 1) * side && y + height > row * side && x < (column + 1) * side && x + width > column * side;
-      if (touched && !this.loading.has(key)) this.load({ level, row, column, key });
+      return y < (row + 1) * side && y + height > row * side && x < (column + 1) * side && x + width > column * side;
+    };
+    const loads = [];
+    for (const key of new Set([...this.tiles.keys(), ...this.loading.keys()])) {
+      if (!touched(key) || (this.loading.has(key) && !anew)) continue;
+      this.loading.get(key)?.abort();
+      const [level, row, column] = key.split("/").map(Number);
+      if (anew && !this.visible?.has(key)) this.tiles.delete(key);
+      else loads.push(this.load({ level, row, column, key }));
     }
+    await Promise.all(loads);
     this.changed();
+  }
+
+  refreshAll() {
+    const { height, width } = this.layer.levels[0];
+    return this.refresh([0, 0, height, width], true);
   }
 
   // The class value at a level-0 place, of the finest tile that is here; null where none is.

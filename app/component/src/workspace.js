@@ -1,5 +1,6 @@
 // Everything around the image: tools, layers, read-out, and what is told to the page.
 import { button, element } from "./dom.js";
+import { Correct } from "./correct.js";
 import { Draw } from "./draw.js";
 import { Layers } from "./layers.js";
 import { Live } from "./live.js";
@@ -24,6 +25,7 @@ export class Workspace {
     this.foot = element("div", { className: "foot", parent: root });
     this.draw = new Draw(this);
     this.layers = new Layers(this);
+    this.correct = new Correct(this);
     this.adjust = new Adjust(this);
     this.readout = new Readout(this);
     this.live = new Live(this);
@@ -92,6 +94,7 @@ export class Workspace {
     }
     this.setCompare(data);
     this.layers.update(data);
+    this.correct.update();
     this.live.update(data);
     this.adjust.update(data);
     this.heat(data.heat);
