@@ -186,6 +186,27 @@ def models(
 
 
 @app.command()
+def doctor(device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
+    """Check a device: results, memory and speed. Exit status 1 where something is not as promised."""
+    from dataclasses import asdict
+
+    from pipelines.doctor import doctor as examine
+
+    use_threads(threads)
+    checks = []
+    for check in examine(device):
+        checks.append(check)
+        if not as_json:
+            print_lines([check.line()])
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    failed = [check.name for check in checks if check.passed is False]
+    if failed:
+        to_stderr(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+@app.command()
 def samples(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put them into.")] = Path("samples"),
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Draw a slide instead; needs no network.")] = False,

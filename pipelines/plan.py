@@ -123,18 +123,22 @@ def predict(
 ) -> int:
     """Expected peak bytes: on a GPU of the device's memory, on a CPU beyond what the process holds already."""
     height, width = _window_size(network, image, window)
-    dtype = fast_precision(device).itemsize
-    kept = keeps_scores(device.type, cores)
-    attention = "stored" if kept else {"cpu": "fused on a CPU", "cuda": "fused"}.get(device.type, "plain")
-    chunk = default_chunk(device.type)
-    forward = int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
-    weights = network.prepared(dtype)
+    forward = pass_bytes(network, height, width, batch, cores, device)
+    weights = network.prepared(fast_precision(device).itemsize)
     if device.type != "cpu":
         return network.weights + weights + forward
     stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
     # Windows that reach into the next row of blocks wait for it, all along the image.
     waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
     return READING + weights + forward + stitch + min(CARRY, waiting)
+
+
+def pass_bytes(network: NetworkSize, height: int, width: int, batch: int, cores: int, device: torch.device) -> int:
+    """Expected peak bytes of one pass over `batch` windows of height x width pixels, beyond weights."""
+    kept = keeps_scores(device.type, cores)
+    attention = "stored" if kept else {"cpu": "fused on a CPU", "cuda": "fused"}.get(device.type, "plain")
+    chunk, dtype = default_chunk(device.type), fast_precision(device).itemsize
+    return int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
 
 
 def operations(network: NetworkSize, image: Size, plan: Plan) -> float:
