@@ -23,7 +23,7 @@ demo: .venv/.installed
 
 test: .venv/.tested lint types
 	@echo "== Running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.tested
 	@echo "== Checking style"
