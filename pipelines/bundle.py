@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
 from tiling import ImageError, View, open_image, storage
+from tiling.disk import remove
 from tiling.exports import FILES
 from tiling.labels import Labels
 from tiling.readers.array import ZARR_FILES
 from tiling.readers.dicom import series_files
-from tiling.readers.raster import SIDECARS, WORLD_FILES
+from tiling.readers.placed import beside
 from veca_core.card import first_problem
 
 RUN: Final = "run.json"
@@ -222,7 +223,7 @@ def write_run(folder: Path, record: RunRecord) -> None:
 def remove_result(folder: Path) -> None:
     """Removes what a finished result holds beside its labels, run.json last; whatever else lies there is left alone."""
     for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     (folder / RUN).unlink(missing_ok=True)
 
 
@@ -251,9 +252,7 @@ def _stored_at(path: str) -> list[str]:
 
 def image_files(path: Path) -> list[Path]:
     """The files that make an image of one file: itself, its sidecars and companions, and what a VRT refers to."""
-    beside = [path.with_name(path.name + ending) for ending in SIDECARS]
-    beside += [path.with_suffix(ending) for ending in WORLD_FILES]
-    files = [path, *(file for file in beside if file.is_file())]
+    files = [path, *beside(str(path))]
     if path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if path.suffix.lower() == ".dcm":

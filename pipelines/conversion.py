@@ -27,7 +27,7 @@ def convert(
         raise RequestError(f"the wishes are about regions, but none are asked for; add {' or '.join(REGION_EXPORTS)}")
     bundle = Bundle.open(folder)
     labels, tags = bundle.labels(), bundle.tags
-    image = bundle.image() if "preview" in exports else None
+    image = bundle.image() if {"preview", "image"} & set(exports) else None
     if "preview" in exports and image is None:
         report(f"{bundle.run.image.path} is gone or has changed: the preview shows the mask alone")
     run = bundle.run

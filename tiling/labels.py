@@ -106,11 +106,13 @@ class Labels:
         """From corners (x, y) of these pixels to those of the image at its own resolution.
 
         They are counted from the slide's own corner, as programs that show slides do; or, `from_bounds`, from the
-        corner of what was read of it, where the slide declares bounds.
+        corner of what was read of it, where the slide declares bounds. A Zarr that states an offset has no corner but
+        its own.
         """
         y, x = self.scale
         t = self.georef.transform
-        offset = (t.c * x / t.a, t.f * y / t.e) if self.georef.unit == "um" and not from_bounds else (0.0, 0.0)
+        bounded = self.kind == "slide" and self.georef.unit == "um" and not from_bounds
+        offset = (t.c * x / t.a, t.f * y / t.e) if bounded else (0.0, 0.0)
         return Affine(x, 0.0, round(offset[0], 6), 0.0, y, round(offset[1], 6))
 
 

@@ -148,7 +148,10 @@ class RemoteBytes:
         end = min(offset + count, self.length)
         if offset >= end:
             return b""
-        return bytes(obstore.get_range(self._store, self._key, start=offset, end=end))
+        try:
+            return bytes(obstore.get_range(self._store, self._key, start=offset, end=end))
+        except obstore.exceptions.NotSupportedError as error:
+            raise ImageError(f"{self.path}: its server sends whole files only, no parts; copy it here first") from error
 
     def close(self) -> None:
         """Connections belong to the store."""
@@ -237,12 +240,14 @@ def names(path: str) -> list[str]:
 
 
 def gdal_path(path: str) -> str:
-    """What GDAL calls a file."""
+    """What GDAL calls a file. Raises ImageError for a name that it cannot be told."""
     if not is_url(path):
+        if any("\ud800" <= sign <= "\udfff" for sign in path):
+            raise ImageError("its name is not UTF-8, and GDAL reads no other; rename it")
         return path
     scheme, _, rest = path.partition("://")
     folder = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}.get(scheme.lower())
-    return f"{folder}{rest}" if folder else f"/vsicurl/{path}"
+    return f"{folder}{rest}" if folder else f"/vsicurl/{path.replace(' ', '%20')}"
 
 
 def gdal_options(path: str) -> dict[str, Any]:

@@ -21,6 +21,9 @@ TOLERANCE: Final = 1.1
 ANOTHER_WORLD: Final = 100.0
 """Pixels that differ by more than this factor do not show the same kind of thing: a satellite image and a slide."""
 
+LARGEST: Final = 2**40
+"""Pixels of a grid that is still worked through; a header of a few bytes may claim more than any disk holds."""
+
 _AT_ONCE = 2**24
 """Source pixels resampled in one go; a box that needs more is read in parts."""
 
@@ -47,6 +50,13 @@ class View:
     """Whether the level's pixels are resampled; if not, this grid is the level's own."""
     note: str
     """What was chosen, in one line."""
+
+    def __post_init__(self) -> None:
+        if self.size.pixels > LARGEST:
+            raise ImageError(
+                f"{self.source.path} is {self.size}: more than can be worked through at once; "
+                "cut it in parts (gdal_translate -srcwin ...), or read it at a coarser --spacing"
+            )
 
     @classmethod
     def open(cls, source: Source, spacing: Spacing | None = None, stated: Spacing | None = None) -> View:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines import Bundle
 from pipelines.segmentation import segment
-from tiling import Spacing
+from tiling import Spacing, open_image
 from veca_core import load_model
 
 EXPORTS = ("mask", "areas", "regions", "preview")
@@ -50,6 +50,19 @@ def test_a_later_export_has_the_same_bytes_and_needs_no_torch(finished: tuple[Pa
     }  # fmt: skip
     for name in outputs - {"labels.zarr"}:
         assert (bare / name).read_bytes() == (everything / name).read_bytes(), name
+
+
+def test_the_image_itself_can_be_written_with_its_labels_within(finished: tuple[Path, Path], veca: Any) -> None:
+    everything, _ = finished
+    assert veca("convert", everything, "--exports", "image").status == 0
+    bundle = Bundle.open(everything)
+    assert "image.zarr" in bundle.run.outputs
+    with open_image(everything / "image.zarr") as image, open_image(everything.parents[1] / "a.png") as original:
+        box = original.levels[0].size.box
+        assert np.array_equal(image.read(box), original.read(box))
+        assert np.array_equal(
+            open_image(everything / "image.zarr/labels/classes").read(box)[..., 0], bundle.labels().read(box)
+        )
 
 
 def test_wishes_reach_the_regions(finished: tuple[Path, Path], veca: Any) -> None:

@@ -32,8 +32,8 @@ class Served:
 
 
 @contextmanager
-def web_server(folder: Path) -> Iterator[Served]:
-    """Serves the files of a folder, whole or in ranges, on this machine only."""
+def web_server(folder: Path, *, parts: bool = True) -> Iterator[Served]:
+    """Serves the files of a folder, whole or in ranges (unless it knows no `parts`), on this machine only."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -53,7 +53,7 @@ def web_server(folder: Path) -> Iterator[Served]:
                 self.end_headers()
                 return
             content = file.read_bytes()
-            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "") if parts else "")
             start, stop = 0, len(content)
             if wanted:
                 start, stop = int(wanted[1]), min(stop, int(wanted[2] or stop - 1) + 1)
@@ -61,7 +61,8 @@ def web_server(folder: Path) -> Iterator[Served]:
             self.send_response(206 if wanted else 200)
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
-            self.send_header("Accept-Ranges", "bytes")
+            if parts:
+                self.send_header("Accept-Ranges", "bytes")
             self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()

@@ -118,3 +118,56 @@ def test_a_damaged_neighbour_is_left_alone(tmp_path: Path, colour: Path) -> None
     with pytest.raises(ImageError) as refused:
         open_image(tmp_path / "broken.dcm")
     assert "\n" not in str(refused.value)
+
+
+def frames_of(path: Path) -> tuple[pydicom.Dataset, np.ndarray]:
+    slide = pydicom.dcmread(path)
+    return slide, np.frombuffer(slide.PixelData, np.uint8).reshape(-1, 10, 10, 3)
+
+
+def test_a_level_in_several_files_is_read_from_all_of_them(tmp_path: Path, colour: Path) -> None:
+    path = make(tmp_path, colour, RGB, 0.25, generate_uid())
+    whole, frames = frames_of(path)
+    path.unlink()
+    for part, (start, stop) in enumerate(((0, 40), (40, 70)), 1):
+        slide = copy.deepcopy(whole)
+        slide.SOPInstanceUID = slide.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        slide.NumberOfFrames, slide.PixelData = stop - start, frames[start:stop].tobytes()
+        slide.ConcatenationUID, slide.SOPInstanceUIDOfConcatenationSource = whole.SOPInstanceUID, whole.SOPInstanceUID
+        slide.InConcatenationNumber, slide.InConcatenationTotalNumber = part, 2
+        slide.ConcatenationFrameOffsetNumber = start
+        slide.save_as(tmp_path / f"{part}.dcm")
+    for part in ("1.dcm", "2.dcm"):
+        with open_image(tmp_path / part) as image:
+            assert np.array_equal(image.read(Box(0, 0, 96, 64)), RGB)
+
+
+def test_frames_that_a_slide_leaves_out_are_no_data(tmp_path: Path, colour: Path) -> None:
+    path = make(tmp_path, colour, RGB, 0.25, generate_uid())
+    slide, frames = frames_of(path)
+    kept = [frame for frame in range(70) if frame % 3]
+    places = []
+    for frame in kept:
+        place, group, optics = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        place.RowPositionInTotalImagePixelMatrix = frame // 7 * 10 + 1
+        place.ColumnPositionInTotalImagePixelMatrix = frame % 7 * 10 + 1
+        place.XOffsetInSlideCoordinateSystem = place.YOffsetInSlideCoordinateSystem = "0"
+        place.ZOffsetInSlideCoordinateSystem, optics.OpticalPathIdentifier = "0", "1"
+        group.PlanePositionSlideSequence, group.OpticalPathIdentificationSequence = [place], [optics]
+        places.append(group)
+    slide.DimensionOrganizationType, slide.PerFrameFunctionalGroupsSequence = "TILED_SPARSE", places
+    slide.NumberOfFrames, slide.PixelData = len(kept), frames[kept].tobytes()
+    slide.save_as(path)
+    there = np.isin(np.arange(70), kept).reshape(10, 7).repeat(10, 0).repeat(10, 1)[:96, :64]
+    with open_image(path) as image:
+        assert np.array_equal(image.valid(Box(0, 0, 96, 64)), there)
+        assert np.array_equal(image.valid(Box(13, 17, 50, 31)), there[13:63, 17:48])
+        assert np.array_equal(image.read(Box(0, 0, 96, 64))[there], RGB[there])
+
+
+def test_two_images_of_one_place_in_a_series_are_told(tmp_path: Path, colour: Path) -> None:
+    series = generate_uid()
+    make(tmp_path, colour, RGB, 0.25, series)
+    path = make(tmp_path, colour, 255 - RGB, 0.25, series)
+    with open_image(path) as image:
+        assert any("two images of the same place and kind" in warning for warning in image.warnings)

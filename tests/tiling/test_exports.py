@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import ome_types
 import openslide
 import pyproj
 import pytest
@@ -24,6 +25,7 @@ from rio_cogeo import cog_validate
 
 from tiling.exports import EXPORTS, areas
 from tiling.exports.files import replacing
+from tiling.exports.ome_tiff import ome_xml
 from tiling.geometry import Box
 from tiling.georef import Georef, Spacing
 from tiling.labels import NODATA, Labels
@@ -43,8 +45,8 @@ PLACES = {
 }
 NAMESPACE = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
 
-FROM_LABELS = {name: export for name, export in EXPORTS.items() if name not in ("probability", "uncertainty")}
-"""Exports that need nothing but labels; the other two need arrays beside them."""
+FROM_LABELS = {name: export for name, export in EXPORTS.items() if name not in ("probability", "uncertainty", "image")}
+"""Exports that need nothing but labels; the others need arrays beside them, or the image itself."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,23 @@ def test_the_mask_of_a_slide_is_an_ome_tiff_with_the_labels_own_pyramid(tmp_path
         "9": "necrosis (#5a5a5a)",
         "255": "no data",
     }
+
+
+def test_the_mask_of_a_slide_that_was_scanned_in_part_says_where_it_lies(tmp_path: Path) -> None:
+    labels = publish(tmp_path, VALUES, georef=Georef.micrometres(Spacing(0.5, 0.25, "um")).shifted(1000, 600))
+    with tifffile.TiffFile(mask(labels, tmp_path)) as file:
+        ome = ome_types.from_xml(file.ome_metadata or "", validate=True)
+    (plane,) = ome.images[0].pixels.planes
+    assert (plane.position_x, plane.position_y) == (150, 500)
+    assert plane.position_x_unit == plane.position_y_unit == ome_types.model.UnitsLength.MICROMETER
+
+
+def test_the_xml_of_a_mask_and_its_layers_obeys_the_ome_schema(tmp_path: Path) -> None:
+    for kind, georef in (("slide", Georef.micrometres(Spacing(0.5, 0.25, "um"))), ("array", Georef.pixels())):
+        labels = publish(tmp_path / kind, VALUES[:40, :30], georef=georef, kind=kind, name="a & <b>\n\x07 ä")
+        document = ome_types.from_xml(ome_xml(labels, TAGS).decode(), validate=True)
+        assert document.images[0].pixels.size_x == 30
+        assert len(document.structured_annotations.map_annotations) == 2
 
 
 def test_openslide_reads_the_mask_of_a_slide_and_its_pixel_size(tmp_path: Path, slides: Labels) -> None:

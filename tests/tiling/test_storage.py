@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -115,6 +117,22 @@ def test_what_cannot_be_read_from_elsewhere_is_one_line(web: Served, monkeypatch
     with pytest.raises(ImageError, match=r"s3://unreachable-bucket/a\.tif: cannot be reached: ") as refused:
         open_image("s3://unreachable-bucket/a.tif")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a b.tif", "ä+b.tif", "a%20b.tif", "a#b.tif"])
+def test_a_name_behind_an_address_may_be_any(tmp_path: Path, folder: Path, name: str) -> None:
+    for number, original in enumerate(("map.tif", "slide.tif")):
+        shutil.copy(folder / original, tmp_path / f"{number}{name}")
+    with web_server(tmp_path) as served:
+        for number in range(2):
+            check(f"{served.url}/{quote(f'{number}{name}')}", tmp_path / f"{number}{name}")
+            if "#" not in name and "%" not in name:
+                check(f"{served.url}/{number}{name}", tmp_path / f"{number}{name}")
+
+
+def test_a_server_that_sends_no_parts_is_told_from_a_damaged_file(folder: Path) -> None:
+    with web_server(folder, parts=False) as served, pytest.raises(ImageError, match="sends whole files only, no parts"):
+        open_image(f"{served.url}/map.tif")
 
 
 def test_a_format_of_several_files_is_asked_for_on_a_disk(web: Served, folder: Path) -> None:

@@ -347,48 +347,6 @@ def test_a_palette_gives_its_colours_and_its_values_to_who_asks_for_them(tmp_pat
         assert np.array_equal(mask.read(Box(3, 5, 100, 90))[..., 0], values[3:103, 5:95])
 
 
-def write_qptiff(path: Path, pixels: NDArray[Any], names: list[str]) -> Path:
-    """(channels, H, W) and a half-size level as PerkinElmer's scanners write them, with thumbnail, macro and label."""
-
-    def told(kind: str, name: str = "") -> bytes:
-        named = f"<Name>{name}</Name>" if name else ""
-        secret = "<SlideID>PATIENT-4711</SlideID><Barcode>4711</Barcode>"
-        return (
-            '<?xml version="1.0" encoding="utf-16"?>\r\n<PerkinElmer-QPI-ImageDescription><DescriptionVersion>2'
-            f"</DescriptionVersion><ImageType>{kind}</ImageType>{named}{secret}</PerkinElmer-QPI-ImageDescription>"
-        ).encode()
-
-    both: dict[str, Any] = {"metadata": None, "software": "PerkinElmer-QPI"}
-    level: dict[str, Any] = {"photometric": "minisblack", "tile": (64, 64), "compression": "lzw"}
-    with tifffile.TiffWriter(path) as tif:
-        for channel, name in zip(pixels, names, strict=True):
-            tif.write(
-                channel, description=told("FullResolution", name), resolution=(20000, 20000),
-                resolutionunit="CENTIMETER", **level, **both,
-            )  # fmt: skip
-        tif.write(RGB[:40, :50], description=told("Thumbnail"), photometric="rgb", **both)
-        for channel, name in zip(pixels, names, strict=True):
-            tif.write(channel[::2, ::2], description=told("ReducedResolution", name), subfiletype=1, **level, **both)
-        for kind in ("Overview", "Label"):
-            tif.write(RGB, description=told(kind), photometric="rgb", **both)
-    return path
-
-
-def test_a_qptiff_has_its_dyes_as_bands_and_nothing_of_the_patient(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 60000, (5, 200, 150), dtype=np.uint16)
-    path = write_qptiff(tmp_path / "a.qptiff", pixels, ["DAPI", "CD3", "CD8", "PanCK", "AF"])
-    with open_image(path) as image:
-        assert image.bands == ("DAPI", "CD3", "CD8", "PanCK", "AF")
-        assert [level.size for level in image.levels] == [Size(200, 150), Size(100, 75)]
-        assert image.georef.world(1, 1) == pytest.approx((0.5, 0.5))
-        assert np.array_equal(image.read(Box(10, 20, 100, 90)), pixels[:, 10:110, 20:110].transpose(1, 2, 0))
-        assert np.array_equal(image.read(Box(10, 20, 50, 40), 1), pixels[:, 20:120:2, 40:120:2].transpose(1, 2, 0))
-        assert "4711" not in repr((image, image.provenance, image.warnings, image.bands))
-    with open_image(path, bands=["panck", "1"]) as two:
-        assert two.bands == ("PanCK", "DAPI")
-        assert np.array_equal(two.read(Box(10, 20, 100, 90)), pixels[[3, 0], 10:110, 20:110].transpose(1, 2, 0))
-
-
 def test_rows_spread_over_pages_are_refused(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.tif", np.zeros((30, 40, 4), np.uint8), photometric="minisblack", metadata={"axes": "YXC"}

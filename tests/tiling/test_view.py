@@ -274,6 +274,17 @@ def test_a_box_outside_the_view_is_refused_with_a_hint() -> None:
             shown.valid(box)
 
 
+def test_an_image_that_nobody_can_have_is_refused_at_its_own_pixels_and_not_at_coarser_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="20000000" rasterYSize="20000000"><SRS>EPSG:3857</SRS>'
+        '<GeoTransform>0,0.001,0,0,0,-0.001</GeoTransform><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+    )
+    image = open_image(tmp_path / "a.vrt")
+    with pytest.raises(ImageError, match="is 20000000 x 20000000 px: more than can be worked through at once"):
+        View.open(image)
+    assert View.open(image, Spacing.square(0.05, "m")).size.pixels < 2**40
+
+
 def test_a_view_pickles_and_reads_the_same(shared_data: Path) -> None:
     shown = View.open(open_image(shared_data / "odd/wsi/CMU-1-Small-Region.svs"), Spacing.square(2, "um"))
     box = Box(40, 30, 50, 60)

@@ -8,6 +8,7 @@ from typing import Final
 
 from tiling.exports.areas import ClassArea, areas, write_areas
 from tiling.exports.confidence import write_probability, write_uncertainty
+from tiling.exports.image_zarr import write_image
 from tiling.exports.mask import write_mask
 from tiling.exports.preview import write_preview
 from tiling.exports.region_files import REGION_EXPORTS, REGION_FILES
@@ -28,10 +29,19 @@ EXPORTS: Final[dict[str, Export]] = {
     **REGION_EXPORTS,
     "probability": write_probability,
     "uncertainty": write_uncertainty,
+    "image": write_image,
 }
 
-FILES: Final = ("mask.tif", "areas.csv", "preview.png", *REGION_FILES, "probability.tif", "uncertainty.tif")
-"""Every file that an export may leave: what must go when the labels behind it do."""
+FILES: Final = (
+    "mask.tif",
+    "areas.csv",
+    "preview.png",
+    *REGION_FILES,
+    "probability.tif",
+    "uncertainty.tif",
+    "image.zarr",
+)
+"""Every file, or folder, that an export may leave: what must go when the labels behind it do."""
 
 __all__ = [
     "EXPORTS",

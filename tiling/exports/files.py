@@ -26,6 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield folder / path.name
         flush(folder / path.name)
+        if path.is_dir():  # which no rename replaces
+            remove(path)
         (folder / path.name).replace(path)
         flush(path.parent)
     finally:

@@ -46,6 +46,9 @@ def ome_xml(labels: Labels, tags: Mapping[str, str], layer: str | None = None) -
         ElementTree.SubElement(pixels, "Channel", channel)
     for i in range(len(channels)):
         ElementTree.SubElement(pixels, "TiffData", {"IFD": str(i), "FirstC": str(i), "PlaneCount": "1"})
+    for i in range(len(channels)):
+        if position := _position(labels):
+            ElementTree.SubElement(pixels, "Plane", {"TheZ": "0", "TheC": str(i), "TheT": "0"} | position)
     annotations = ElementTree.SubElement(ome, "StructuredAnnotations")
     classes = {str(c.value): f"{c.name} (#{bytes(c.color).hex()})" for c in labels.classes} | {str(NODATA): "no data"}
     for index, (what, rows) in enumerate({"classes": classes, "tags": tags}.items()):
@@ -74,6 +77,15 @@ def _pixels(labels: Labels, channels: int) -> dict[str, str]:
         "SizeT": "1",
         **physical,
     }
+
+
+def _position(labels: Labels) -> dict[str, str]:
+    """Where the mask's corner lies on a slide that was scanned in part: micrometres from the slide's own; {} at it."""
+    t = labels.georef.transform
+    if labels.georef.unit != "um" or (t.c, t.f) == (0.0, 0.0):
+        return {}
+    unit = {"PositionXUnit": "\u00b5m", "PositionYUnit": "\u00b5m"}
+    return {"PositionX": repr(float(t.c)), "PositionY": repr(float(t.f))} | unit
 
 
 def _physical(um: Spacing) -> dict[str, str]:

@@ -113,6 +113,8 @@ def _check_exists(path: str) -> None:
             raise ImageError(f"{path}: no such file")
         if found == 0:
             raise ImageError(f"{path}: the file is empty; copy it again")
+        if found is not None:
+            storage.open_bytes(path).read_at(0, 1)  # says so where a server sends no parts
         return
     if not Path(path).exists():
         raise ImageError(f"{path}: no such file")

@@ -143,8 +143,9 @@ def _open(image: Any) -> tuple[list[_Array], str]:
         raise ImageError(f"is a Zarr group without 'multiscales', holding {inside}; name the image inside it")
     arrays: list[zarr.Array[Any]] = []
     for dataset in scales["datasets"]:
-        array = node[dataset["path"]]
-        assert isinstance(array, zarr.Array)
+        array = node.get(dataset["path"])
+        if not isinstance(array, zarr.Array):
+            raise ImageError(f"its level {dataset['path']!r} is not there; copy the whole folder again")
         _refuse_empty(array)
         arrays.append(array)
     names = [axis["name"] if isinstance(axis, dict) else axis for axis in scales.get("axes", [])]
@@ -203,20 +204,25 @@ def _channel_names(metadata: Mapping[str, Any], count: int) -> tuple[str, ...] |
 
 
 def _georef(metadata: Mapping[str, Any], axes: str) -> Georef:
-    """Micrometres, where an OME-Zarr names the unit of its axes; else pixels."""
+    """Micrometres, where an OME-Zarr names the unit of its axes, with the offset that it states; else pixels."""
     scales = _multiscales(metadata)
     if scales is None:
         return Georef.pixels()
     steps = scales["datasets"][0].get("coordinateTransformations", []) + scales.get("coordinateTransformations", [])
-    factors = [step["scale"] for step in steps if step.get("type") == "scale"]
     units = [LENGTHS.get(axis.get("unit", "")) for axis in scales.get("axes", []) if isinstance(axis, dict)]
-    sides = []
-    for axis in "YX":
-        place = axes.index(axis)
-        if not factors or len(units) != len(axes) or units[place] is None:
-            return Georef.pixels()
-        sides.append(float(np.prod([factor[place] for factor in factors])) * METRES[str(units[place])] / METRES["um"])
-    return Georef.micrometres(Spacing(sides[0], sides[1], "um"))
+    places = [axes.index(axis) for axis in "YX"]
+    if len(units) != len(axes) or any(units[place] is None for place in places):
+        return Georef.pixels()
+    if not any(step.get("type") == "scale" for step in steps):
+        return Georef.pixels()
+    # The level's own steps come first, then those that all levels share.
+    sides, start = np.ones(2), np.zeros(2)
+    for step in steps:
+        numbers = np.array([step[step["type"]][place] for place in places] if step["type"] != "identity" else [1, 1])
+        sides, start = (sides, start + numbers) if step["type"] == "translation" else (sides * numbers, start * numbers)
+    um = np.array([METRES[str(units[place])] / METRES["um"] for place in places])
+    (y, x), (top, left) = sides * um, start * um
+    return Georef.micrometres(Spacing(float(y), float(x), "um")).shifted(float(top / y), float(left / x))
 
 
 def _length(array: _Array, axes: str, axis: str) -> int:

@@ -18,12 +18,13 @@ from pydicom.uid import UID, VLWholeSlideMicroscopyImageStorage
 from wsidicom import WsiDicom
 from wsidicom.config import Settings
 from wsidicom.errors import WsiDicomNotFoundError
+from wsidicom.geometry import Point
 
 from tiling import storage
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef, plausible
-from tiling.readers.opened import OpenedImage, level_scale, one_line
+from tiling.readers.opened import OpenedImage, level_scale, one_line, tiles_of
 from tiling.source import Kind, Level
 
 CACHE: Final = 64 * 2**20
@@ -110,6 +111,8 @@ class DicomSource(OpenedImage):
         notes = [doubt] if doubt else []
         if len(planes) > 1:
             notes.append(f"has {len(planes)} focal planes: only that at {self._plane:g} um is read")
+        if len(levels[0].instances) > len(levels[0].image_data_map):
+            notes.append("has two images of the same place and kind in its series: only one of them is read")
         if not grey and len(paths) > 1:
             notes.append(f"has {len(paths)} optical paths of three bands: only the first is read")
         self._notes = tuple(f"{self.name}: {note}" for note in notes)
@@ -127,8 +130,17 @@ class DicomSource(OpenedImage):
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
-        del level
-        return np.ones((box.height, box.width), dtype=np.bool_)
+        """False where a sparse file leaves a frame out, of any path: wsidicom paints it in the background's colour."""
+        group = next(one for one in self._opened().levels if one.level == self._level_numbers[level])
+        images = [(path, group.instance_at(path, self._plane).image_data) for path in self._paths]
+        chunk = self.levels[level].chunk
+        valid = np.ones((box.height, box.width), dtype=np.bool_)
+        for tile in tiles_of(self.levels[level], box):
+            at = Point(tile.x // chunk.width, tile.y // chunk.height)
+            common = tile.intersect(box)
+            if common is not None and any(image.is_sparse(at, self._plane, path) for path, image in images):
+                valid[common.relative_to(box).slices] = False
+        return valid
 
 
 def series_files(path: str) -> list[Path]:

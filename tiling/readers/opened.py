@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ LAZY_SIDE = 1024
 """Lazy chunks are at least this many pixels high and wide, where the image is ..."""
 LAZY_PIXELS = 2**24
 """... and stay below this many pixels, unless one tile of the file is larger."""
+
+
+_SURPRISES = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError, struct.error, RecursionError)
+"""What libraries raise where a file breaks the rules of its format: words for programmers."""
 
 
 class NoDecoder(ImageError):  # noqa: N818 - it says what is the case
@@ -227,7 +232,10 @@ def said_by(error: BaseException) -> str:
     while error.__cause__ is not None and "previous exception" in str(error):  # rasterio's way of saying nothing
         error = error.__cause__
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    said = lines[0][:300] if lines else ""
+    if isinstance(error, _SURPRISES):
+        return f"the file is damaged, or not of the kind that it says ({type(error).__name__}: {said})"
+    return said or type(error).__name__
 
 
 def find_band(path: str, bands: Sequence[str], wanted: str) -> int:

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,22 +17,17 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
-from tifffile import TiffFile
 
 from tiling import storage, validity
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
-from tiling.readers.opened import OpenedImage, level_scale, one_line
+from tiling.readers import placed
+from tiling.readers.opened import OpenedImage, level_scale, one_line, tiles_of
 from tiling.readers.tiff import tiff_magic
-from tiling.readers.tiff_tags import GEOREFERENCE_TAGS, is_slide
 from tiling.source import Kind, Level
 
 SUFFIXES: Final = (".vrt", ".jp2", ".j2k")
-PLAIN: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-"""Pictures that a world file or GDAL's metadata beside them makes maps."""
-SIDECARS: Final = (".aux.xml", ".msk", ".ovr")
-WORLD_FILES: Final = (".tfw", ".tifw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".bpw", ".wpw")
 DRIVERS: Final = (
     *("GTiff", "AAIGrid", "AIG", "BSB", "DTED", "EHdr", "ENVI", "ERS", "GPKG", "GRIB", "GSBG", "HDF5", "HFA", "ILWIS"),
     *(
@@ -68,9 +62,9 @@ class RasterSource(OpenedImage):
     A palette comes as its colours, so that class numbers are never taken for intensities.
 
     A pixel is valid where at least one band differs from its nodata value (GDAL's rule for a dataset), no band is NaN
-    or infinite, alpha is above zero, and the internal or sidecar mask allows it: all four at once. Levels are the
-    file's overviews. With ground control points or RPCs alone, the world is the pixel grid; with a transform but no CRS
-    it is the transform's, in a unit that nobody knows. `warnings` says so.
+    or infinite, alpha is above zero, the internal or sidecar mask allows it, and the file does not leave it out: all
+    of these at once. Levels are the file's overviews. With ground control points or RPCs alone, the world is the pixel
+    grid; with a transform but no CRS it is the transform's, in a unit that nobody knows. `warnings` says so.
     """
 
     kind: Kind = "raster"
@@ -84,11 +78,14 @@ class RasterSource(OpenedImage):
     @classmethod
     def accepts(cls, path: str) -> bool:
         if tiff_magic(path):
-            return tiff_is_georeferenced(path)
-        return path.lower().endswith(SUFFIXES) or (path.lower().endswith(PLAIN) and _has_place_beside(path))
+            return placed.is_placed_tiff(path)
+        return path.lower().endswith(SUFFIXES) or placed.is_placed_picture(path)
 
     @classmethod
     def rescues(cls, path: str) -> bool:
+        # GDAL reads a TIFF's first page, which in a slide may be its label.
+        if tiff_magic(path) and placed.is_slide_tiff(path):
+            return False
         with suppress(Exception), _open(path, drivers=DRIVERS):
             return True
         return False
@@ -123,6 +120,8 @@ class RasterSource(OpenedImage):
             self.dtype, self.bands = np.dtype(np.uint8), ("red", "green", "blue")
         self.levels = tuple(self._levels(dataset))
         self.georef, notes = _georef(dataset)
+        if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+            notes.append("has printing colours (CMYK): they are turned into RGB without a colour profile")
         if self._palette is not None:
             notes.append("has palette colours: they are read as red, green and blue")
         if any(dataset.scales[i - 1] != 1 or dataset.offsets[i - 1] != 0 for i in self._indexes):
@@ -131,6 +130,7 @@ class RasterSource(OpenedImage):
             notes.append(f"holds {len(dataset.subdatasets)} images: only the first is read")
         self._notes = tuple(f"{self.name}: {note}" for note in notes)
         structure = dataset.tags(ns="IMAGE_STRUCTURE")
+        self._is_tiff, self._separate = dataset.driver == "GTiff", structure.get("INTERLEAVE") == "BAND"
         self.provenance = {
             "format": dataset.driver,
             "compression": structure.get("COMPRESSION", "none").lower(),
@@ -183,8 +183,12 @@ class RasterSource(OpenedImage):
             pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self._stored_dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
+    def blank(self, box: Box, level: int = 0) -> bool:
+        """Whether the file leaves out every tile that `box` touches."""
+        return not any(present for _, present in self._tiles(box, level))
+
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
-        valid = np.ones((box.height, box.width), dtype=np.bool_)
+        valid = self._present(box, level)
         if self.dtype.kind == "f" or None not in self._nodata or self._palette is not None:
             pixels = self._stored(box, level)
             valid = validity.combine(validity.differs_from_nodata(pixels, self._nodata), validity.finite(pixels))
@@ -197,6 +201,30 @@ class RasterSource(OpenedImage):
             valid &= self._mask(box, level)
         return valid
 
+    def _present(self, box: Box, level: int) -> NDArray[np.bool_]:
+        """(H, W): False where the file leaves the tile out, as sparse GeoTIFFs do; GDAL gives zeros there."""
+        present = np.ones((box.height, box.width), dtype=np.bool_)
+        for tile, there in self._tiles(box, level):
+            common = tile.intersect(box)
+            if not there and common is not None:
+                present[common.relative_to(box).slices] = False
+        return present
+
+    def _tiles(self, box: Box, level: int) -> list[tuple[Box, bool]]:
+        """The tiles that a box touches, and whether the file holds them, of any band; asks GDAL's index, no pixels."""
+        if not self._is_tiff:
+            return [(box, True)]
+        overview = {"ovr": self._overviews[level]} if level else {}
+        chunk = self.levels[level].chunk
+        bands = self._indexes if self._separate else self._indexes[:1]
+        found = []
+        with self._dataset(0) as dataset:
+            for tile in tiles_of(self.levels[level], box):
+                name = f"BLOCK_OFFSET_{tile.x // chunk.width}_{tile.y // chunk.height}"
+                there = any(dataset.get_tag_item(name, "TIFF", bidx=band, **overview) for band in bands)
+                found.append((tile, there))
+        return found
+
     def _mask(self, box: Box, level: int) -> NDArray[np.bool_]:
         # Asked of level 0 at reduced size: GDAL then uses the mask's own overviews where it has some. The overview
         # itself would call everything valid where a mask was added after the overviews were built.
@@ -205,29 +233,6 @@ class RasterSource(OpenedImage):
         with self._dataset(0) as dataset, _bounded_cache(self.path):
             mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
         return np.asarray(mask > 0)
-
-
-def tiff_is_georeferenced(path: str) -> bool:
-    """Whether a TIFF is a map: by its first page's tags, or by a world file or GDAL sidecar beside it."""
-    with suppress(Exception), _tiff(path) as tif:
-        tags = {int(tag.code) for tag in tif.pages.first.tags}
-        if is_slide(tif):
-            return 34735 in tags
-        return bool(tags & GEOREFERENCE_TAGS) or _has_place_beside(path)
-    return False
-
-
-def _tiff(path: str) -> TiffFile:
-    return TiffFile(storage.open_file(storage.open_bytes(path)) if storage.is_url(path) else path)
-
-
-def _has_place_beside(path: str) -> bool:
-    """Whether a world file or GDAL's metadata lies beside a picture on a disk."""
-    if storage.is_url(path):
-        return False
-    file = Path(path)
-    beside = [file.with_suffix(suffix) for suffix in WORLD_FILES] + [Path(path + suffix) for suffix in SIDECARS]
-    return any(other.exists() for other in beside)
 
 
 def _open(path: str, overview: int = -1, drivers: Sequence[str] | None = None) -> DatasetReader:
@@ -254,12 +259,21 @@ def _window(box: Box) -> Window:
 
 def _refuse_unusable(dataset: DatasetReader, palette_is_read: bool) -> None:
     if dataset.count == 0:
-        raise ImageError(f"it holds {len(dataset.subdatasets)} datasets and no bands of its own; name one of them")
+        inside = [name.rsplit(":", 1)[-1].lstrip("/") for name in dataset.subdatasets]
+        if not inside:
+            raise ImageError("it holds no image")
+        raise ImageError(
+            f"it holds {len(inside)} images ({', '.join(inside[:8])}); save the one that is meant, "
+            f"e.g. gdal_translate {dataset.subdatasets[0]} OUT.tif"
+        )
     if ColorInterp.palette in dataset.colorinterp and not palette_is_read:
         raise ImageError(
             "palette colours are class numbers, not intensities; "
             "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
         )
+    space = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+    if space == "CIELAB":
+        raise ImageError("its colours are Lab, which programs turn into different ones; save it as RGB")
     complex_types = sorted({t for t in dataset.dtypes if t.startswith("complex")})
     if complex_types:
         raise ImageError(f"its values are {complex_types[0]}; complex radar data must be turned into amplitudes first")

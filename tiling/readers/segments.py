@@ -21,6 +21,10 @@ PLAIN_STRIP: Final = 2**20
 """Bytes that are read at once of an image that is stored uncompressed and in one piece."""
 
 
+LARGE_TILE: Final = 2**24
+"""Pixels of a tile that may be larger than its image."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plane:
     """Bands that are decoded together."""
@@ -110,8 +114,13 @@ class LevelPixels:
         return not self._tiles_present[rows, columns].any()
 
     def check_complete(self, length: int) -> None:
-        """Raises ImageError where tiles are missing or lie beyond the file's `length`: a copy that broke off."""
+        """Raises ImageError where tiles are missing or lie beyond the file's `length`: a copy that broke off.
+
+        And where one tile claims far more memory than the image has pixels, which is damage or malice.
+        """
         page = self._page
+        if self.segment.pixels > max(4 * self.size.pixels, LARGE_TILE):
+            raise ImageError(f"the file is damaged: it is {self.size}, in tiles of {self.segment}")
         height = self.segment.height if page.is_tiled else min(page.rowsperstrip, page.imagelength)
         down, across = math.ceil(self.size.height / height), math.ceil(self.size.width / self.segment.width)
         listed = min(len(page.dataoffsets), len(page.databytecounts))

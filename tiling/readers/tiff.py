@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -22,6 +23,9 @@ from tiling.readers.orientation import UPRIGHT
 from tiling.readers.segments import LevelPixels
 from tiling.readers.tile_cache import LIMIT, TileCache
 from tiling.source import Kind, Level
+
+# What tifffile finds odd in a file is an error or a warning of ours, in one line; it would log each tag.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -105,7 +109,11 @@ class TiffSource(OpenedImage):
         if spacing is not None and self._turn.swaps:
             spacing = Spacing(spacing.x, spacing.y, spacing.unit)
         self.georef = Georef.pixels() if spacing is None else Georef.micrometres(spacing)
-        self._notes = tuple(f"{self.name}: {note}" for note in self._remarks(page, full, doubt))
+        if spacing is not None:
+            top, left = tiff_tags.offset(tif, series)
+            self.georef = self.georef.shifted(top / spacing.y, left / spacing.x)
+        left_out = tiff_tags.images_left_out(tif)
+        self._notes = tuple(f"{self.name}: {note}" for note in self._remarks(page, full, doubt, left_out))
         self.provenance = {
             "format": tiff_tags.format_name(tif),
             "compression": tiff_tags.label(page.compression),
@@ -114,9 +122,14 @@ class TiffSource(OpenedImage):
         }
         self._pixels = pixels
 
-    def _remarks(self, page: TiffPage, full: LevelPixels, doubt: str | None) -> Iterator[str]:
+    def _remarks(self, page: TiffPage, full: LevelPixels, doubt: str | None, left_out: int) -> Iterator[str]:
         if doubt:
             yield doubt
+        if left_out:
+            yield f"holds {left_out + 1} images: only the largest is read"
+        top, left = (round(-c) for c in reversed(~self.georef.transform @ (0.0, 0.0)))
+        if top or left:
+            yield f"was scanned in part: places count from the slide's origin, {top} px above and {left} px left of it"
         if self._turn.value != UPRIGHT:
             yield f"is stored rotated or mirrored (TIFF orientation {self._turn.value}): it is read upright"
         if self._palette is not None:

@@ -56,7 +56,9 @@ def baseline(tif: TiffFile) -> TiffPageSeries:
     """The series that holds the specimen: never a label, macro or thumbnail; the largest of what is left."""
     if tif.is_bif:
         raise NoDecoder("Ventana BIF stores overlapping tiles, which are not stitched here; export it as OME-TIFF")
-    candidates = [series for series in tif.series if not _ASSOCIATED.search(series.name or "")]
+    if tif.is_scn and len(_scn_regions(tif)) > 1:
+        raise NoDecoder("it holds several scanned regions, which are not put together here; export each as OME-TIFF")
+    candidates = _specimens(tif)
     if not candidates:
         raise ImageError("it holds no image but a label, macro or thumbnail")
     found = max(candidates, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
@@ -64,6 +66,37 @@ def baseline(tif: TiffFile) -> TiffPageSeries:
     if found.is_multifile or len(parts) > 1:
         raise ImageError("it is one part of an image spread over several files; save it as a single OME-TIFF")
     return found
+
+
+def images_left_out(tif: TiffFile) -> int:
+    """How many images of the specimen the file holds beside the one that is read."""
+    return 0 if tif.is_scn else len(_specimens(tif)) - 1
+
+
+def offset(tif: TiffFile, series: TiffPageSeries) -> tuple[float, float]:
+    """(y, x) of the image's corner from that of the slide, in micrometres; (0, 0) where the file does not say."""
+    for image in _scn_regions(tif) if tif.is_scn else []:
+        pages = {dimension.get("ifd") for dimension in image.iter() if dimension.tag.endswith("}dimension")}
+        view = next((part for part in image if part.tag.endswith("}view")), None)
+        if str(series.keyframe.index) in pages and view is not None:
+            return float(view.get("offsetY", 0)) / 1e3, float(view.get("offsetX", 0)) / 1e3
+    return 0.0, 0.0
+
+
+def _specimens(tif: TiffFile) -> list[TiffPageSeries]:
+    return [series for series in tif.series if not _ASSOCIATED.search(series.name or "")]
+
+
+def _scn_regions(tif: TiffFile) -> list[ElementTree.Element]:
+    """The <image>s of a Leica SCN that show a part of the slide; the macro shows all of it."""
+    regions = []
+    for collection in ElementTree.fromstring(tif.pages.first.description):
+        whole = collection.get("sizeX"), collection.get("sizeY")
+        for image in collection:
+            views = [(part.get("sizeX"), part.get("sizeY")) for part in image if part.tag.endswith("}view")]
+            if image.tag.endswith("}image") and views != [whole]:
+                regions.append(image)
+    return regions
 
 
 def pyramid(series: TiffPageSeries) -> list[TiffPageSeries]:
@@ -82,8 +115,11 @@ def pyramid(series: TiffPageSeries) -> list[TiffPageSeries]:
 def refuse_unusable(page: TiffPage) -> None:
     """Raises ImageError for pixels that are not intensities, and NoDecoder for what tifffile does not decode."""
     photometric, compression = page.photometric, page.compression
-    if photometric not in _USABLE or (photometric == PHOTOMETRIC.YCBCR and compression not in _JPEG):
-        raise NoDecoder(f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB")
+    said = f"its colours are {label(photometric)} (compression {label(compression)}); save it as RGB"
+    if photometric == PHOTOMETRIC.SEPARATED or (photometric == PHOTOMETRIC.YCBCR and compression not in _JPEG):
+        raise NoDecoder(said)
+    if photometric not in _USABLE:
+        raise ImageError(said)
     if compression not in TIFF.DECOMPRESSORS or compression == _OLD_JPEG:
         raise NoDecoder(f"its compression, {label(compression)}, is not known here; save it with deflate, LZW or JPEG")
     if photometric == PHOTOMETRIC.PALETTE and (page.colormap is None or page.samplesperpixel != 1):
