@@ -42,6 +42,8 @@ class Candidate(ABC):
     """Sides of windows are multiples of this."""
     slow: str
     """What the names of pretrained parameters start with, which learn at their own rate; empty: none are."""
+    idle: bool = False
+    """Whether some parameters have no part in the result."""
     frozen: nn.Module | None = None
     """A part that stays as it is, its running statistics too."""
 
@@ -71,6 +73,7 @@ class VecaCandidate(Candidate):
         config = described.config
         self.budgets, self.draw_weights, self.multiple = config.budgets, config.draw_weights, config.patch
         self.slow = "encoder.stem.body." if recipe.network.pretrained is not None else ""
+        self.idle = not config.layers
         if recipe.schedule.freeze:
             network.encoder.requires_grad_(False)
             self.frozen = network.encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,13 +171,22 @@ def info(image: Annotated[str, typer.Argument(help="An image.")], bands: Bands =
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="One model, or all that are shipped.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a page about that model.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped models, or show the card of one model."""
+    """List the shipped models, or show the card of one model; with --out as a page, its elastic curve drawn."""
     from pipelines.models import model_info, model_lines
     from pipelines.models import models as shipped
     from veca_core import load_card
 
+    if out:
+        from pipelines.model_page import write_model_page
+
+        if not name:
+            raise RequestError("--out writes the page of one model; name it")
+        check_folder(out)
+        print_lines(str(path) for path in write_model_page(name, out))
+        return
     found = [model_info(name)] if name else shipped()
     if as_json:
         print_json(found)
@@ -225,6 +235,7 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget the run that is there.")] = False,
+    memory: Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; none where it is not given.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,11 +244,19 @@ def train(
     Example: veca train docs/models/nuclei.yaml --out runs/nuclei
     """
     from pipelines.config import read_data, read_recipe
+    from pipelines.plan import parse_bytes
+    from pipelines.team import joined
     from pipelines.training import train as run
 
     checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe, changes or ())
+    bound = parse_bytes(memory) if memory else None
     check_folder(out)
-    trained = run(checked, out, device=device, threads=threads, overwrite=overwrite, report=to_stderr)
+    with joined(os.environ, device) as team:
+        trained = run(
+            checked, out, device=device, threads=threads, overwrite=overwrite, memory=bound, team=team, report=to_stderr
+        )
+    if not team.leads:
+        return
     to_stderr(f"best model: {trained.folder} (mean IoU {trained.mean_iou:.4f} at step {trained.step})")
     if as_json:
         print_json({"model": str(trained.folder), "mean_iou": trained.mean_iou, "step": trained.step})
@@ -272,7 +291,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="The YAML recipe of the data, or a folder with images/ and masks/.")],
     cores: Annotated[str, typer.Option(help="all, or budgets like 8,64.")] = "all",
     everything: Annotated[bool, typer.Option("--everything", help="All scenes, not only those held back.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json and .png.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a page of scores and samples.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the scores into the model's card.")] = False,
     against: Annotated[
         str | None, typer.Option(help="A rival to train alike, in --out: smp:Unet:tu-tf_efficientnet_lite0.")
@@ -291,6 +310,7 @@ def evaluate(
     from pipelines.config import read_data, read_recipe
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import evaluate_rival, record_scores, write_evaluation
+    from pipelines.summary import Samples
     from veca_core import load_model
 
     if against and not out:
@@ -304,11 +324,12 @@ def evaluate(
     if out:
         check_folder(out)
     options: dict[str, Any] = {"everything": everything, "window": window, "device": device, "report": to_stderr}
-    result = run(loaded, recipe.data, cores=budgets, **options)
+    samples = Samples(loaded.card.classes)
+    result = run(loaded, recipe.data, cores=budgets, see=samples.see, **options)
     if against and out:
         result = replace(result, rivals=((against, evaluate_rival(loaded, recipe, against, out, **options)),))
     if out:
-        write_evaluation(result, out)
+        write_evaluation(result, out, samples)
     if record:
         record_scores(loaded, result)
     if as_json:
@@ -482,7 +503,7 @@ def check_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".veca-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise RequestError(f"cannot write into {out}: {error.strerror}; choose another --out") from error
 

@@ -20,7 +20,7 @@ def draw_curves(log: Path, out: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, [float(row["loss"]) for row in rows], marker=".", color="#3C1098")
-    left.set(title="Training loss", xlabel="step", ylabel="Dice + cross-entropy")
+    left.set(title="Training loss", xlabel="step", ylabel="loss")
     right.plot(steps, [float(row["mean_iou"]) for row in rows], marker=".", color="#0F7B6C")
     right.set(title="Validation, full budget", xlabel="step", ylabel="mean IoU")
     for axes in (left, right):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from pipelines.augment import Augment
 from pipelines.candidate import network_config
+from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
 from pipelines.config import ScheduleRecipe
 from pipelines.crops import Crops, collate
 from pipelines.distill_recipe import DistillRecipe, Stage
@@ -29,8 +28,8 @@ from pipelines.optimiser import learning_rate
 from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.scenes import IGNORE, Scene
+from pipelines.survey import measure_bands
 from pipelines.teacher import Teacher, load_teacher
-from pipelines.training import measure_bands
 from tiling import Box, Spacing, View, open_image
 from veca_core import VecaEncoder
 from veca_core.card import Architecture, EncoderCard
@@ -201,15 +200,7 @@ class Distillation:
         save_encoder(self.out / ENCODER, self.student, self.card)
         rate = learning_rate(self.step - 1, self.schedule)
         row = [self.step, *(round(v, 5) for v in values), f"{rate:.3g}", cores]
-        path = self.out / LOG
-        rows: list[Any] = [COLUMNS]
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows += [line for line in list(csv.reader(file))[1:] if int(line[0]) < self.step]
-        partial = self.out / f".{LOG}"
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([*rows, row])
-        partial.replace(path)
+        write_row(self.out / LOG, COLUMNS, row)
         self.save_checkpoint()
 
     def save_checkpoint(self) -> None:
@@ -220,19 +211,11 @@ class Distillation:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "recipe": self.recipe.model_dump_json(),
         }
-        torch.save(state, self.out / f".{STATE}")
-        (self.out / f".{STATE}").replace(self.out / STATE)
+        write_checkpoint(self.out / STATE, state)
 
     def load_checkpoint(self) -> None:
         """Goes on from the checkpoint; RequestError where that is damaged or belongs to another recipe."""
-        path = self.out / STATE
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            recipe = state["recipe"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{path} cannot be read; remove it to start anew") from error
-        if recipe != self.recipe.model_dump_json():
-            raise RequestError(f"{self.out} holds a run of another recipe; give another --out, or remove that folder")
+        state = read_checkpoint(self.out / STATE, self.device, self.recipe.model_dump_json())
         self.student.load_state_dict(state["student"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)

@@ -21,7 +21,8 @@ from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.rival import Rival, load_rival
 from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes
-from pipelines.validation import validate
+from pipelines.summary import PAGE, SAMPLES, Samples, write_page
+from pipelines.validation import See, validate
 from veca_core import Model
 from veca_core.card import Card, Score
 from veca_core.weights import write_card
@@ -66,12 +67,14 @@ def evaluate(
     window: int | None = None,
     device: str = "auto",
     report: Report = quiet,
+    see: See | None = None,
 ) -> Evaluation:
     """Segments the held-back scenes (or `everything`) with each budget and compares with what is known of them.
 
     Images are read at the model's spacing. Pixels that are ignored, or that have no data, are left out. IoU is
     intersection over union of all pixels of all scenes together; the mean is over the classes that are there or were
-    called; its interval is a bootstrap over images. Raises RequestError for data that does not fit the model's classes.
+    called; its interval is a bootstrap over images. `see` is shown what the last budget says. Raises RequestError for
+    data that does not fit the model's classes.
     """
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
@@ -79,7 +82,8 @@ def evaluate(
     score = _scorer(card, data, chosen, window, device)
     scores = []
     for budget in budgets:
-        scores.append(score(network, budget, network.encoder.config.patch))
+        shown = see if budget == budgets[-1] else None
+        scores.append(score(network, budget, network.encoder.config.patch, shown))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
     held = "" if everything else held_back(chosen)
     return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores))
@@ -114,8 +118,8 @@ def evaluate_rival(
     return _scorer(model.card, recipe.data, chosen, window, device)(load_rival(trained.folder), 0, Rival.multiple)
 
 
-def write_evaluation(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Leaves evaluation.json and evaluation.png in a folder."""
+def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None = None) -> list[Path]:
+    """Leaves evaluation.json and evaluation.png in a folder; with `samples` also those, and a page of it all."""
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "model": evaluation.model,
@@ -129,7 +133,16 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> list[Path]:
     partial.replace(path)
     picture = out / "evaluation.png"
     draw_scores(evaluation.scores, f"{evaluation.model}: IoU for each core budget", picture, evaluation.rivals)
-    return [path, picture]
+    if samples is None or not samples.rows:
+        return [path, picture]
+    samples.write(out / SAMPLES)
+    pictures = (
+        (picture, "IoU for each number of cores"),
+        (out / SAMPLES, f"Parts of {', '.join(samples.names)}: the image; what is known of it; what the model says"),
+    )
+    lead = f"{len(evaluation.scenes)} scenes, {evaluation.held or 'held back or not'}."
+    write_page(out / PAGE, f"Scores of {evaluation.model}", lead, evaluation.table(), pictures, samples.classes)
+    return [path, picture, out / SAMPLES, out / PAGE]
 
 
 def record_scores(model: Model, evaluation: Evaluation) -> Card:
@@ -162,15 +175,15 @@ def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]
 
 def _scorer(
     card: Card, data: DataRecipe, scenes: Sequence[Scene], window: int | None, device: str
-) -> Callable[[nn.Module, int, int], Score]:
-    """(network, cores, multiple of its windows' sides) -> its score."""
+) -> Callable[..., Score]:
+    """(network, cores, multiple of its windows' sides, who is shown what it says) -> its score."""
     place: torch.device = choose_device(device)
     lookup = class_lookup([c.value for c in card.classes], data.ignore)
 
-    def score(network: nn.Module, cores: int, multiple: int) -> Score:
+    def score(network: nn.Module, cores: int, multiple: int, see: See | None = None) -> Score:
         measured = validate(
             network.to(place), scenes, lookup, place,
-            cores=cores, window=window or card.window, multiple=multiple, thorough=True,
+            cores=cores, window=window or card.window, multiple=multiple, thorough=True, see=see,
         )  # fmt: skip
         return measured.score(cores, [c.name for c in card.classes])
 

@@ -9,13 +9,14 @@ from typing import Any, Final
 import segmentation_models_pytorch as smp
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.config import TrainRecipe
 from pipelines.errors import RequestError
 from veca_core.card import Bands, Score
+from veca_core.weights import write_tensors
 
 WEIGHTS: Final = "rival.safetensors"
 FACTS: Final = "rival.json"
@@ -58,8 +59,7 @@ class Rival(nn.Module):
 def save_rival(folder: Path, network: Rival, recipe: TrainRecipe, bands: Bands, score: Score) -> None:
     """Writes weights and facts, each by a rename."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, folder / f".{WEIGHTS}")
-    (folder / f".{WEIGHTS}").replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {k: v.contiguous().cpu() for k, v in network.state_dict().items()})
     facts = {
         "rival": recipe.network.rival,
         "bands": bands.model_dump(mode="json"),

@@ -22,6 +22,7 @@ from veca_core.card import Score
 VALIDATION_BLOCK: Final = 2048
 PIECE: Final = 8192
 """Scenes are measured in pieces of at most this side: borders and objects that one cuts count as two."""
+See = Callable[[Scene, Box, NDArray[np.uint8], NDArray[np.uint8]], None]
 
 
 @dataclass(slots=True)
@@ -73,8 +74,11 @@ def validate(
     multiple: int,
     thorough: bool = False,
     tick: Callable[[], None] = lambda: None,
+    see: See | None = None,
 ) -> Measured:
     """Overlap on all scenes, at the pixels of their views; `thorough`: borders, calibration and objects too.
+
+    `see` is shown each piece of a scene with the class indices (H, W) that are true and that were called.
 
     `network` is a Segmenter, or what takes and gives the same; its windows have sides that are multiples of `multiple`.
     """
@@ -88,6 +92,8 @@ def validate(
             truth = scene.targets(piece, lookup)
             called, confidence = _called(predictor, scene, grid, piece)
             measured.scenes[-1].add(truth, called)
+            if see:
+                see(scene, piece, truth, called)
             if thorough:
                 measured.borders.add(truth, called)
                 measured.calibration.add(truth, called, confidence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import re
 import warnings
@@ -123,8 +125,20 @@ def _save_state(path: Path, network: torch.nn.Module, dtype: torch.dtype) -> Non
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in network.state_dict().items()
     }
+    write_tensors(path, state)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, by a rename; OSError where it cannot be written."""
     partial = path.with_name(f".{path.name}")
-    save_file(state, partial)
+    try:
+        save_file(tensors, partial)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        # What the system said is in the text alone.
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     partial.chmod(0o644)  # safetensors makes files that only their owner may read
     partial.replace(path)
 

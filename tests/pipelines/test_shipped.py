@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines import Options, segment
 from veca_core import load_card, load_model, shipped_models
@@ -43,6 +45,26 @@ def test_its_card_says_what_it_is_and_how_good(name: str) -> None:
         assert set(score.iou) == {c.name for c in card.classes}
         assert score.mean_iou == pytest.approx(np.mean(list(score.iou.values())), abs=2e-4)
         assert 0.3 < score.mean_iou < score.mean_dice <= 1
+
+
+@every_model
+def test_few_cores_cost_at_most_two_points(name: str) -> None:
+    scores = load_card(name).scores
+    assert scores[0].cores == 8
+    assert scores[0].mean_iou >= scores[-1].mean_iou - 0.02
+
+
+@every_model
+def test_its_page_in_the_docs_is_that_of_its_card(name: str, tmp_path: Path, veca: Any) -> None:
+    said = veca("models", name, "--out", tmp_path)
+    assert said.status == 0, said.err
+    docs = Path(__file__).parents[2] / "docs" / "models"
+    page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert page == (docs / f"{name}.md").read_text(encoding="utf-8"), f"run veca models {name} --out docs/models"
+    for folder in (tmp_path, docs):
+        with Image.open(folder / f"{name}-cores.png") as picture:
+            assert picture.width > 300
+    assert "name it" in veca("models", "--out", tmp_path).line
 
 
 @every_model

@@ -26,7 +26,8 @@ from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
 from pipelines.optimiser import learning_rate, parameter_groups
 from pipelines.scenes import class_lookup, find_scenes, split_scenes
-from pipelines.training import Run, measure_bands, remove_run
+from pipelines.survey import measure_bands
+from pipelines.training import Run, remove_run
 from pipelines.validation import validate
 from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
 
@@ -62,7 +63,9 @@ def log(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_training_leaves_a_model_a_log_and_curves(trained: Path, data: Path) -> None:
-    assert {p.name for p in trained.iterdir()} == {"best", "log.csv", "curves.png", "training.pt"}
+    assert {p.name for p in trained.iterdir()} == {
+        "best", "log.csv", "curves.png", "samples.png", "summary.html", "training.pt",
+    }  # fmt: skip
     rows = log(trained)
     assert [row["step"] for row in rows] == ["3", "6"]
     assert all(float(row["loss"]) > 0 and 0 <= float(row["mean_iou"]) <= 1 for row in rows)
@@ -184,8 +187,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_model_and_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = run(data, tmp_path)
-    learn = training.learn
-    monkeypatch.setattr(training, "learn", lambda *a: learn(*a) if training.step < 4 else math.nan)
+    learn = training.learner.learn
+    monkeypatch.setattr(training.learner, "learn", lambda *a: learn(*a) if a[-1] < 4 else math.nan)
     with pytest.raises(RequestError, match="the model of step 3 is kept"):
         training.go_on()
     assert load_model(tmp_path / "best").card.scores

@@ -1,0 +1,55 @@
+"""What a stopped training goes on from, and its log: written by a rename, so that a full disk harms neither."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import RequestError
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Saves what `read_checkpoint` gives back; OSError where there is no room, and the one before stays."""
+    partial = path.with_name(f".{path.name}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise
+        # torch's writer hides the system's reason.
+        raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path, device: torch.device, recipe: str) -> dict[str, Any]:
+    """A checkpoint of this recipe (as JSON); RequestError where it is damaged or belongs to another one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found = state["recipe"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} cannot be read; remove it to start anew") from error
+    if found != recipe:
+        raise RequestError(f"{path.parent} holds a run of another recipe; give another --out, or remove that folder")
+    return state
+
+
+def write_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
+    """Adds a line to a log whose first column is the step, in place of any that a stopped run left from there on."""
+    rows: list[Sequence[Any]] = [columns]
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += [line for line in list(csv.reader(file))[1:] if int(line[0]) < int(row[0])]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([*rows, row])
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text.getvalue(), encoding="utf-8", newline="")
+    partial.replace(path)

@@ -1,0 +1,107 @@
+"""One step of a training: the network, its running mean and its optimiser, on a batch, in this process or in many."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import swa_utils
+
+from pipelines.candidate import Candidate
+from pipelines.config import TrainRecipe
+from pipelines.fast import quicken
+from pipelines.inference import autocast, fast_precision
+from pipelines.losses import SegmentationLoss
+from pipelines.optimiser import learning_rate, make_optimiser
+from pipelines.team import ALONE, Team, share_batch_norms
+from pipelines.thrift import Saved, Thrift, compute_again, measure_saved
+
+
+class Learner:
+    """What learns. Every process of a team has one, with the same weights after each step."""
+
+    def __init__(self, candidate: Candidate, recipe: TrainRecipe, device: torch.device, team: Team = ALONE) -> None:
+        self.candidate, self.schedule, self.device, self.team = candidate, recipe.schedule, device, team
+        self.network = candidate.network.to(device)
+        if team.size > 1:
+            share_batch_norms(self.network)
+        ema: Any = swa_utils.get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
+        self.average = swa_utils.AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
+        self.optimiser = make_optimiser(self.network, recipe.schedule, candidate.slow)
+        self.loss = SegmentationLoss(len(recipe.classes), recipe.loss)
+        self.precision = fast_precision(device)
+        quicken(self.network, device, self.precision)
+        self.thrift = Thrift()
+        self.called: nn.Module = self.network
+        """What a batch goes through: the network, or DDP around it."""
+
+    @property
+    def size(self) -> str:
+        """Of the network, in words."""
+        return f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} million parameters"
+
+    def start(self) -> None:
+        """With the weights that the recipe starts from."""
+        self.candidate.start()
+        self.average.module.load_state_dict(self.network.state_dict())
+
+    def saved(self, crop: Tensor) -> Saved:
+        """What a crop (1, bands, H, W) with all cores keeps for the gradients."""
+        self.network.train()
+        with autocast(self.device, self.precision):
+            return measure_saved(self.network, crop.to(self.device), self.candidate.budgets[-1])
+
+    def settle(self, thrift: Thrift) -> None:
+        """Once, before the first step: how batches go through, and who else learns."""
+        self.thrift = thrift
+        if thrift.again:
+            compute_again(self.network)
+        if self.team.size > 1:
+            self.called = DistributedDataParallel(self.network, find_unused_parameters=self.candidate.idle)
+
+    def learn(self, images: Tensor, target: Tensor, cores: int, step: int) -> float:
+        """One optimiser step on this process's share of a batch; returns the loss of the whole one."""
+        self.network.train()
+        if self.candidate.frozen is not None:
+            self.candidate.frozen.eval()
+        # Draws inside the network (coordinate jitter) are the same after a resume, and in every process.
+        torch.manual_seed(self.schedule.seed * 1_000_003 + step)
+        rate = learning_rate(step, self.schedule)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = list(zip(images.chunk(self.thrift.parts), target.chunk(self.thrift.parts), strict=True))
+        total = 0.0
+        for i, (pixels, classes) in enumerate(parts):
+            with self.silent(i + 1 < len(parts)):
+                loss = self.loss_of(pixels.to(self.device), classes.to(self.device), cores) / len(parts)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        if step + 1 > self.schedule.warmup:
+            self.average.update_parameters(self.network)
+        else:
+            self.average.module.load_state_dict(self.network.state_dict())
+        return total
+
+    def loss_of(self, images: Tensor, target: Tensor, cores: int) -> Tensor:
+        """Of all processes' crops together."""
+        with autocast(self.device, self.precision):
+            logits = self.called(images, cores)
+        loss: Tensor = self.loss(self.team.whole_batch(logits.float()), self.team.whole_batch(target))
+        return loss
+
+    def silent(self, more: bool) -> AbstractContextManager[None]:
+        """While more parts follow, processes need not tell each other their gradients."""
+        return self.called.no_sync() if more and isinstance(self.called, DistributedDataParallel) else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {part: getattr(self, part).state_dict() for part in ("network", "average", "optimiser")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part in ("network", "average", "optimiser"):
+            getattr(self, part).load_state_dict(state[part])

@@ -1,0 +1,64 @@
+"""A look at what there is to learn from, before anything is learned: its bands, and what will hardly be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import TrainRecipe
+from pipelines.errors import RequestError
+from pipelines.scenes import Scene, Split
+from veca_core.card import Bands
+
+MEASURED: Final = 1024
+MEASURED_BOXES: Final = 36
+"""Bands are measured in at most about so many boxes of that side a scene."""
+
+
+def measure_bands(scenes: Sequence[Scene]) -> Bands:
+    """Band names of the first scene; mean and deviation of every band over every 16th of the valid pixels, in some
+    boxes of each scene where it is large."""
+    first = scenes[0].image
+    sums = np.zeros((3, len(first.bands)))
+    for scene in scenes:
+        if len(scene.image.bands) != len(first.bands):
+            raise RequestError(
+                f"{scene.image.path} has {len(scene.image.bands)} bands, {first.path} {len(first.bands)}"
+            )
+        boxes = list(scene.boxes(MEASURED))
+        for box in boxes[:: -(-len(boxes) // MEASURED_BOXES)]:
+            pixels = scene.view.read(box)[::4, ::4].astype(np.float64)
+            pixels = pixels[scene.view.valid(box)[::4, ::4]]
+            sums += [np.full(len(first.bands), len(pixels)), pixels.sum(axis=0), (pixels**2).sum(axis=0)]
+    mean = sums[1] / np.maximum(sums[0], 1)
+    deviation = np.sqrt(np.maximum(sums[2] / np.maximum(sums[0], 1) - mean**2, 1e-12))
+    rounded = [tuple(float(f"{v:.6g}") for v in values) for values in (mean, deviation)]
+    return Bands(names=first.bands, mean=rounded[0], std=rounded[1], dtype=str(first.dtype))
+
+
+def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int64], split: Split) -> Iterator[str]:
+    """What may be trained but will hardly be meant, a line each; `counts`: pixels of each scene and class.
+
+    Raises RequestError for a class of which there is no pixel at all.
+    """
+    chosen = {id(scene) for scene in split.train}
+    learned = [id(scene) in chosen for scene in scenes]
+    for cls, everywhere, here in zip(recipe.classes, counts.sum(axis=0), counts[learned].sum(axis=0), strict=True):
+        if not everywhere:
+            raise RequestError(
+                f"no image shows the class {cls.name!r} (value {cls.value}); remove it from the recipe's classes"
+            )
+        if not here:
+            yield (
+                f"warning: no image to learn from shows the class {cls.name!r} (value {cls.value}), so it will never "
+                "be found; hold back other groups, or remove it"
+            )
+    small = sum(min(scene.area.height, scene.area.width) < max(recipe.schedule.crops) for scene in split.train)
+    if small:
+        yield (
+            f"note: {small} of {len(split.train)} images to learn from are smaller than a crop of "
+            f"{max(recipe.schedule.crops)} px; the rest of such a crop is a mirror image that is not learned from"
+        )
