@@ -114,6 +114,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a PNG of 4 exapixels": (lambda d: bomb(d / "a.png"), "PNG can only be decoded whole; convert it to a tiled TIFF"),
     "a Zarr without its level": (lambda d: ome_zarr(d / "a.zarr", "1"), "its level '1' is not there"),
+    "a Zarr from coarse to fine": (lambda d: upside_down(d / "a.zarr"), "its levels do not go from fine to coarse"),
     "a plate": (lambda d: plate(d / "a.zarr"), "is a Zarr group without 'multiscales', holding A; name the image"),
 }
 
@@ -125,6 +126,16 @@ def linked(path: Path, to: Path) -> Path:
 
 def folder(path: Path) -> Path:
     path.mkdir()
+    return path
+
+
+def upside_down(path: Path) -> Path:
+    group = zarr.open_group(path, mode="w")
+    for n, step in enumerate((2, 1)):
+        group.create_array(str(n), data=RGB[::step, ::step, 0])
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    levels = [{"path": n, "coordinateTransformations": [{"type": "scale", "scale": [1, 1]}]} for n in "01"]
+    group.attrs.update({"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}})
     return path
 
 

@@ -281,6 +281,24 @@ def test_a_mosaic_in_a_vrt_is_a_raster(tmp_path: Path) -> None:
         assert np.array_equal(image.read(everywhere(image))[..., 0], np.hstack([halves[0, 0], halves[1, 0]]))
 
 
+def test_bands_of_several_number_types_and_nodata_values_are_read_together(tmp_path: Path) -> None:
+    pixels = noise(3, 20, 30)
+    write(tmp_path / "a.tif", pixels)
+    bands = "".join(
+        f'<VRTRasterBand dataType="{dtype}" band="{band}"><NoDataValue>{nodata}</NoDataValue><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">a.tif</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource>'
+        "</VRTRasterBand>"
+        for band, (dtype, nodata) in enumerate((("Byte", 0), ("Int16", -1), ("Float32", 7)), 1)
+    )
+    place = "<SRS>EPSG:32633</SRS><GeoTransform>5e5,0.5,0,5e6,0,-0.5</GeoTransform>"
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="30" rasterYSize="20">{place}{bands}</VRTDataset>')
+    with open_image(tmp_path / "a.vrt") as image, rasterio.open(tmp_path / "a.vrt") as dataset:
+        assert image.dtype == np.float32
+        each = [dataset.read(band) for band in (1, 2, 3)]
+        assert np.array_equal(image.read(everywhere(image)), np.stack(each, axis=-1).astype(np.float32))
+        assert np.array_equal(image.valid(everywhere(image)), dataset.dataset_mask() > 0)
+
+
 def test_only_the_bad_block_of_a_corrupt_file_fails(shared_data: Path) -> None:
     path = shared_data / "odd/geo/corrupt.tif"
     with open_image(path) as image:

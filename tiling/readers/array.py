@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -73,6 +74,8 @@ class ArraySource(OpenedImage):
 
     def _describe(self, georef: Georef | None, valid: NDArray[np.bool_] | None) -> None:
         sizes = [_size(array, self._axes) for array in self._arrays]
+        if any(coarse.pixels > fine.pixels for fine, coarse in pairwise(sizes)):
+            raise ImageError(f"its levels do not go from fine to coarse: {', '.join(map(str, sizes))}")
         dtype, notes = np.dtype(self._arrays[0].dtype), []
         if dtype.kind not in "uif":
             raise ImageError(f"its values are {dtype}; expected integers or floats")

@@ -115,7 +115,7 @@ class RasterSource(OpenedImage):
         self._stored_bands = dataset.count
         self.dtype = np.result_type(*(dataset.dtypes[i - 1] for i in self._indexes))
         self.bands = _band_names(dataset, self._indexes)
-        self._stored_dtype = self.dtype
+        self._stored_dtype, self._mixed = self.dtype, len(set(dataset.dtypes)) > 1
         if self._palette is not None:
             self.dtype, self.bands = np.dtype(np.uint8), ("red", "green", "blue")
         self.levels = tuple(self._levels(dataset))
@@ -180,6 +180,9 @@ class RasterSource(OpenedImage):
     def _stored(self, box: Box, level: int) -> NDArray[Any]:
         """(H, W, bands) as the file holds them."""
         with self._dataset(level) as dataset, _bounded_cache(self.path):
+            if self._mixed:  # rasterio reads bands of several number types one by one only
+                bands = [dataset.read(band, window=_window(box)) for band in self._indexes]
+                return np.stack(bands, axis=-1).astype(self._stored_dtype)
             pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self._stored_dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
