@@ -43,7 +43,7 @@ class Desk:
         """The run over many images that is on, or the last one until it is put away."""
         self._cache = place / "overviews"
         self._images: _Kept[ImageTiles] = _Kept(IMAGES, ImageTiles.close)
-        self._masks: _Kept[MaskTiles] = _Kept(MASKS, lambda _: None)
+        self._masks: _Kept[MaskTiles] = _Kept(MASKS, MaskTiles.close)
         self._corrections: _Kept[Corrections] = _Kept(MASKS, lambda _: None)
 
     def image(self, name: str) -> ImageTiles | None:
@@ -68,7 +68,7 @@ class Desk:
         image = self.image(entry.image) if entry.image else None
         georef = image.source.georef if image else None
         state = str((entry.labels / "zarr.json").stat().st_mtime_ns) if entry.labels.is_dir() else "gone"
-        tiles = self._masks.get(name, state, lambda: MaskTiles.open(entry.labels, georef))
+        tiles = self._masks.get(name, state, lambda: MaskTiles.open(entry.labels, georef, self._cache))
         if entry.mask is None:
             return tiles
         return CorrectedTiles(tiles, self._corrections.get(name, str(entry.folder), lambda: Corrections(entry.folder)))

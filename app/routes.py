@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +72,10 @@ def image_state(request: Request) -> Response:
 
 @told
 def mask_tile(request: Request) -> Response:
-    """One tile of a mask: class values, a byte each, row by row, gzipped."""
+    """One tile of a mask: class values, a byte each, row by row, gzipped. With thin=1 no class is lost zoomed out."""
+    if request.query_params.get("thin") == "1":
+        values, final = _mask(request).thin_tile(*_place(request))
+        return _bytes(values.tobytes(), {"X-Final": "1" if final else "0"})
     return _bytes(_mask(request).tile(*_place(request)).tobytes())
 
 
@@ -207,9 +210,10 @@ def _place(request: Request) -> tuple[int, int, int]:
     return params["level"], params["row"], params["column"]
 
 
-def _bytes(data: bytes) -> Response:
+def _bytes(data: bytes, more: Mapping[str, str] | None = None) -> Response:
     packed = gzip.compress(data, 1, mtime=0)
-    return Response(packed, media_type="application/octet-stream", headers=PRIVATE | {"Content-Encoding": "gzip"})
+    headers = PRIVATE | {"Content-Encoding": "gzip"} | dict(more or {})
+    return Response(packed, media_type="application/octet-stream", headers=headers)
 
 
 def _painted(request: Request, stroke: tuple[int | None, float, list[tuple[float, float]]] | None) -> Response:

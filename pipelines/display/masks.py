@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from pipelines.display.thin import ThinLevels
 from pipelines.errors import RequestError
 from tiling import Box, Georef, Size
 from tiling.labels import Labels
@@ -60,18 +62,23 @@ class Count:
 class MaskTiles:
     """A finished label image as tiles; safe to use from several threads."""
 
-    def __init__(self, labels: Labels, image: Georef | None) -> None:
-        """`image` is where the image's own pixels lie; None puts the mask where an image of its size would be."""
+    def __init__(self, labels: Labels, image: Georef | None, cache: Path | None = None) -> None:
+        """`image` is where the image's own pixels lie; None puts the mask where an image of its size would be.
+
+        `cache` is a folder for levels that keep what is thin; without one there are none.
+        """
         self.labels = labels
+        self._cache = cache
+        self._making = threading.Lock()
         self.sizes = tuple(Size(*array.shape) for array in labels.levels)
         self.place = Place(0, 0, 1, 1) if image is None else Place.between(labels.georef, image)
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, image: Georef | None) -> MaskTiles:
+    def open(cls, folder: Path, image: Georef | None, cache: Path | None = None) -> MaskTiles:
         """From the folder labels.zarr; raises ImageError where it is none."""
-        return cls(Labels.open(folder), image)
+        return cls(Labels.open(folder), image, cache)
 
     def tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(h, w) class values, cut at the edge. Raises IndexError where there is no such tile."""
@@ -88,6 +95,26 @@ class MaskTiles:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return values
+
+    @cached_property
+    def thin(self) -> ThinLevels | None:
+        """Levels in which the rarest class below a pixel shows, where the levels of the mask show the most frequent."""
+        return None if self._cache is None else ThinLevels(self.labels, self._cache)
+
+    def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
+        """((h, w) class values, whether they are final): `tile` without loss of what is thin."""
+        values = None
+        with self._making:  # once, whoever asks first
+            thin = self.thin
+        if 0 < level < len(self.sizes) and thin is not None:
+            values = thin.read(tile_box(self.sizes[level], row, column), level)
+        return (self.tile(level, row, column), level == 0) if values is None else (values, True)
+
+    def close(self) -> None:
+        """Stops what is being made."""
+        thin = self.__dict__.pop("thin", None)
+        if thin is not None:
+            thin.close()
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """(h, w); raises RequestError where the label image is damaged."""

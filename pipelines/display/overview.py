@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from pipelines.bundle import image_fingerprint
 from pipelines.display.levels import ZoomLevel, zoom_levels
+from pipelines.display.making import CACHE, Making, tell
 from pipelines.display.reduce import halve
 from tiling import Box, Size, Source, open_image
 
@@ -27,11 +26,8 @@ Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
 """((h, w, bands), (h, w) valid)."""
 IN_MEMORY: Final = 96 * 2**20
 """Bytes of a file's level from which coarser ones are made in memory, when the first tile is asked for."""
-CACHE: Final = 8 * 2**30
-"""Bytes that the cache on disk may hold; what was not looked at for longest goes first."""
 STRIPE: Final = 2**22
 """Pixels that are read at once."""
-_STATE: Final = "progress.json"
 
 
 class Stored(Protocol):
@@ -75,41 +71,25 @@ class DiskOverview:
     """The stored levels of a large image, made by a process of their own; a stripe at a time can be seen at once."""
 
     def __init__(self, source: Source, cache: Path, limit: int = CACHE) -> None:
-        self._folder = cache / hashlib.sha256(image_fingerprint(source.path).encode()).hexdigest()[:32]
+        folder = cache / hashlib.sha256(image_fingerprint(source.path).encode()).hexdigest()[:32]
+        self._making = Making(folder, "pipelines.display.overview", [source.path], limit)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._done = False
-        cache.mkdir(parents=True, exist_ok=True)
-        if self.progress < 1:
-            make_room(cache, limit, keep=self._folder)
-            command = [sys.executable, "-P", "-m", "pipelines.display.overview", source.path, str(self._folder)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        else:
-            os.utime(self._folder)
 
     @property
     def progress(self) -> float:
-        if not self._done:
-            try:
-                state = float(json.loads((self._folder / _STATE).read_text(encoding="utf-8"))["done"])
-            except (OSError, ValueError, KeyError):
-                return 0.0
-            if state < 1:
-                return state
-            self._done = True
-        return 1.0
+        return self._making.progress
 
     @property
     def failed(self) -> bool:
         """Whether the process that made it has ended early."""
-        return self._process is not None and self._process.poll() is not None and self.progress < 1
+        return self._making.failed
 
     def read(self, index: int, box: Box) -> Pixels:
         try:
             with self._lock:
                 if str(index) not in self._arrays:
-                    opened = zarr.open_array(self._folder / str(index), mode="r", zarr_format=3)
+                    opened = zarr.open_array(self._making.folder / str(index), mode="r", zarr_format=3)
                     self._arrays[str(index)] = opened
             both = np.asarray(self._arrays[str(index)][box.slices])
         except (OSError, ValueError):  # the process has not laid it out yet
@@ -118,9 +98,7 @@ class DiskOverview:
 
     def close(self) -> None:
         """Stops the process that makes it."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(10)
+        self._making.close()
 
 
 def build(source: Source, levels: Sequence[ZoomLevel]) -> Iterator[tuple[int, Box, NDArray[Any], NDArray[np.bool_]]]:
@@ -165,17 +143,6 @@ def open_overview(source: Source, levels: Sequence[ZoomLevel], cache: Path) -> M
     return DiskOverview(source, cache)
 
 
-def make_room(cache: Path, limit: int, keep: Path) -> None:
-    """Removes what was looked at longest ago until `limit` bytes are not exceeded."""
-    folders = sorted((f for f in cache.iterdir() if f.is_dir() and f != keep), key=lambda f: f.stat().st_mtime)
-    sizes = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
-    for folder in folders:
-        if sum(sizes.values()) <= limit:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        sizes[folder] = 0
-
-
 def write(path: str, folder: Path) -> None:
     """Makes the stored levels of an image in `folder`, with a last band that is 0 where there is no data."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -189,8 +156,8 @@ def write(path: str, folder: Path) -> None:
         mark = valid[..., None].astype(source.dtype)
         arrays[index][box.slices] = np.concatenate([pixels, mark], axis=2)
         done += box.pixels
-        _tell(folder, 0.999 * done / total)
-    _tell(folder, 1.0)
+        tell(folder, 0.999 * done / total)
+    tell(folder, 1.0)
 
 
 def _create(path: Path, size: Size, source: Source) -> zarr.Array[Any]:
@@ -204,12 +171,6 @@ def _create(path: Path, size: Size, source: Source) -> zarr.Array[Any]:
         zarr_format=3,
         compressors=ZstdCodec(level=1),
     )
-
-
-def _tell(folder: Path, share: float) -> None:
-    partial = folder / f".{_STATE}"
-    partial.write_text(json.dumps({"done": share}), encoding="utf-8")
-    partial.replace(folder / _STATE)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ class Board:
             raise IndexError(f"there is no level {level} among {len(self.sizes)}")
         return self.read(tile_box(self.sizes[level], row, column), level)
 
+    def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
+        """`tile`: what is being segmented has no other levels yet."""
+        return self.tile(level, row, column), True
+
     def read(self, box: Box, level: int = 0) -> NDArray[np.uint8]:
         """(h, w) class values of a box of a level."""
         return self._coarse(self.values, box, level)

@@ -49,6 +49,11 @@ class CorrectedTiles:
         values = self.mask.tile(level, row, column)
         return self.corrections.burn(values, tile_box(self.sizes[level], row, column), level)
 
+    def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
+        """((h, w), whether final): `tile` without loss of what is thin, strokes among it."""
+        values, final = self.mask.thin_tile(level, row, column)
+        return self.corrections.burn(values, tile_box(self.sizes[level], row, column), level, thin=True), final
+
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """(h, w) class values of a box."""
         return self.corrections.burn(self.mask.read(box, level), box, level)

@@ -163,14 +163,17 @@ class Corrections:
             self._set(others)
             return last
 
-    def burn(self, values: NDArray[np.uint8], box: Box, level: int = 0) -> NDArray[np.uint8]:
-        """(h, w) class values of a box of a level with all strokes: a pixel is what its centre was painted last."""
+    def burn(self, values: NDArray[np.uint8], box: Box, level: int = 0, *, thin: bool = False) -> NDArray[np.uint8]:
+        """(h, w) class values of a box of a level with all strokes: a pixel is what its centre was painted last.
+
+        `thin` counts any part of a pixel of a coarser level, so that small strokes show.
+        """
         step = 2**level
         with self._lock:
             self._read()
             left, top, right, bottom = self._bounds.T
             near = (left < box.right * step) & (right > box.x * step) & (top < box.bottom * step)
-            near &= (bottom > box.y * step) & (np.maximum(right - left, bottom - top) > step / 2)
+            near &= (bottom > box.y * step) & (np.maximum(right - left, bottom - top) > (0 if thin else step / 2))
             chosen = [self._strokes[i] for i in np.flatnonzero(near)]
         if not chosen:
             return values
@@ -178,6 +181,7 @@ class Corrections:
         rasterize(
             [(stroke.shape, -1 if stroke.value is None else stroke.value) for stroke in chosen],
             out=painted,
+            all_touched=thin and level > 0,
             transform=Affine(step, 0, box.x * step, 0, step, box.y * step),
         )
         return np.where(painted >= 0, painted, values).astype(np.uint8)

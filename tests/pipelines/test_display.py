@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.bundle import image_fingerprint
 from pipelines.display.jpeg import NotJpegError, standalone
 from pipelines.display.levels import zoom_levels
 from pipelines.display.look import Channel, Look
-from pipelines.display.overview import DiskOverview, build, make_room, write
+from pipelines.display.making import make_room
+from pipelines.display.overview import DiskOverview, build, write
 from pipelines.display.reduce import halve
 from pipelines.display.tiles import PAPER, ImageTiles, open_tiles
 from pipelines.errors import RequestError
@@ -175,11 +178,8 @@ def test_the_overview_on_disk_holds_what_the_one_in_memory_holds(
     Image.fromarray(tissue(1100, 1200)).save(path)
     source = open_image(path)
     levels = zoom_levels(source)
-    folder = tmp_path / "made"
-    write(str(path), folder)
-    stored = DiskOverview.__new__(DiskOverview)
-    stored._folder, stored._arrays, stored._done, stored._process = folder, {}, False, None
-    stored._lock = __import__("threading").Lock()
+    write(str(path), tmp_path / "cache" / sha256(image_fingerprint(str(path)).encode()).hexdigest()[:32])
+    stored = DiskOverview(source, tmp_path / "cache")
     assert stored.progress == 1
     for index, box, pixels, valid in build(source, levels):
         found, known = stored.read(index, box)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from skimage.measure import points_in_poly
 
 from pipelines.display.masks import TILE, MaskTiles, Place, polygon_mask
+from pipelines.display.thin import build, halve, rank, write
 from pipelines.errors import RequestError
 from pipelines.live.board import Board
 from tiling import Box, Georef, LabelClass, Size
@@ -119,3 +122,53 @@ def test_damaged_labels_are_told_in_one_line(tmp_path: Path, values: NDArray[np.
     shard.write_bytes(b"nonsense")
     with pytest.raises(RequestError, match="is damaged"):
         MaskTiles(labels, None).tile(0, 0, 0)
+
+
+@given(
+    values=st.integers(1, 70).flatmap(
+        lambda h: st.integers(1, 70).map(lambda w: np.random.default_rng(h * w).choice([0, 3, 5, 255], (h, w)))
+    )
+)
+def test_of_the_pixels_below_one_the_rarest_class_shows_at_every_level(values: NDArray[np.int64]) -> None:
+    classes = (*CLASSES, LabelClass(5, "vessel", (1, 2, 3)))
+    ranks = rank(classes, np.bincount([3, 3, 5, 0, 0, 0], minlength=256))
+    assert ranks[5] > ranks[3] > ranks[0] > ranks[255] == 0
+    level, step = values.astype(np.uint8), 1
+    while max(level.shape) > 1:
+        level, step = halve(level, ranks), 2 * step
+        for y, x in np.ndindex(level.shape):
+            cell = values[y * step : (y + 1) * step, x * step : (x + 1) * step]
+            assert ranks[level[y, x]] == ranks[cell].max()
+
+
+def test_a_line_of_one_pixel_is_seen_at_every_zoom_where_one_asks_for_it(tmp_path: Path) -> None:
+    values = np.zeros((2600, 3000), np.uint8)
+    values[1300, :] = 3
+    labels = write_labels(tmp_path, values, Georef.pixels())
+    tiles = MaskTiles(labels, None, tmp_path / "cache")
+    last = len(tiles.sizes) - 1
+    assert not (tiles.tile(last, 0, 0) == 3).any()
+    for level in range(1, last + 1):
+        shown, final = tiles.thin_tile(level, (1300 >> level) // TILE, 0)
+        assert final
+        assert (shown == 3).any(axis=0).all()
+    write(labels.path, tmp_path / "made")
+    assert all(
+        np.array_equal(zarr.open_array(tmp_path / "made" / str(i), mode="r")[:], level)
+        for i, level in enumerate(build(labels), 1)
+    )
+
+
+def test_a_large_mask_is_thinned_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.display.thin.IN_MEMORY", 1000)
+    values = np.zeros((700, 900), np.uint8)
+    values[:, 5] = 3
+    tiles = MaskTiles(write_labels(tmp_path, values, Georef.pixels()), None, tmp_path / "cache")
+    _, final = tiles.thin_tile(1, 0, 0)
+    assert not final
+    deadline = time.monotonic() + 120
+    while not final and time.monotonic() < deadline:
+        time.sleep(0.05)
+        shown, final = tiles.thin_tile(1, 0, 0)
+    assert (shown[:, 2] == 3).all()
+    tiles.close()

@@ -2,7 +2,7 @@
 import OpenSeadragon from "openseadragon";
 
 export const KEYS =
-  "0 whole image · 1 one to one · + − zoom · arrows move · R turn · M mask · O outlines · [ ] opacity · D rectangle · " +
+  "0 whole image · 1 one to one · + − zoom · arrows move · R turn · M mask · O outlines · T thin classes · [ ] opacity · D rectangle · " +
   "P polygon · Esc move · B paint · E erase · V restore · , . brush size · Z undo · G go to · L link · S picture · F full screen";
 
 export function onKey(workspace, event) {
@@ -27,6 +27,7 @@ export function onKey(workspace, event) {
     R: () => workspace.turn(-90),
     m: () => workspace.layers.toggleMask(),
     o: () => workspace.layers.toggleOutline(),
+    t: () => workspace.layers.toggleThin(),
     "[": () => workspace.layers.changeOpacity(-0.1),
     "]": () => workspace.layers.changeOpacity(0.1),
     d: () => workspace.draw.use("rectangle"),

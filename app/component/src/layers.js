@@ -12,6 +12,7 @@ export class Layers {
     this.shown = true;
     this.outline = false;
     this.opacity = 0.45;
+    this.thin = false;
   }
 
   update({ layer, other, compare }) {
@@ -27,6 +28,7 @@ export class Layers {
     };
     this.first = mask(layer);
     this.second = compare === "off" ? null : mask(other);
+    for (const made of [this.first, this.second]) made?.keepThin(this.thin);
     this.workspace.setMasks(this.first, this.second);
     this.list(used);
     this.recolour();
@@ -51,6 +53,9 @@ export class Layers {
       this.box, "Opacity", { min: 0, max: 1, step: 0.01, value: this.opacity, show: (v) => `${Math.round(v * 100)} %` },
       (value) => this.setOpacity(value),
     );
+    const more = element("div", { className: "row", parent: this.box });
+    this.thinBox = check(more, "Keep thin classes", this.thin, "Zoomed out, a pixel shows the rarest class in it, not the most frequent (T)",
+      (on) => this.toggleThin(on));
     for (const [key, entry] of classes) {
       const choice = this.choices.get(key) ?? { on: !entry.background, colour: entry.colour };
       this.choices.set(key, choice);
@@ -112,6 +117,13 @@ export class Layers {
     this.outline = on;
     if (this.outlineBox) this.outlineBox.checked = on;
     this.recolour();
+  }
+
+  toggleThin(on = !this.thin) {
+    this.thin = on;
+    if (this.thinBox) this.thinBox.checked = on;
+    for (const mask of [this.first, this.second]) mask?.keepThin(on);
+    this.workspace.redraw();
   }
 
   setOpacity(value) {

@@ -148,9 +148,15 @@ export class Mask {
     const { layer, pass } = this;
     this.requests += 1;
     try {
-      const url = `/veca/mask/${layer.id}/${level}/${row}/${column}${pass ? `?pass=${pass}` : ""}`;
+      const query = new URLSearchParams({ ...(pass ? { pass } : {}), ...(this.thin && level ? { thin: 1 } : {}) });
+      const url = `/veca/mask/${layer.id}/${level}/${row}/${column}${query.size ? `?${query}` : ""}`;
       const answer = await fetch(url, { signal: abort.signal });
       if (!answer.ok) throw new Error(String(answer.status));
+      if (answer.headers.get("X-Final") === "0") {
+        // Levels that keep what is thin are being made: these tiles show the others meanwhile.
+        clearTimeout(this.again);
+        this.again = setTimeout(() => this.refreshAll(), 2000);
+      }
       const values = new Uint8Array(await answer.arrayBuffer());
       const size = layer.levels[level];
       const [width, height] = [
@@ -189,6 +195,13 @@ export class Mask {
     }
     await Promise.all(loads);
     this.changed();
+  }
+
+  // Whether a coarse pixel shows the rarest class below it, or the most frequent.
+  keepThin(on) {
+    if (Boolean(this.thin) === on) return;
+    this.thin = on;
+    this.refreshAll();
   }
 
   refreshAll() {
