@@ -7,8 +7,9 @@ from typing import Final, Literal
 
 import streamlit as st
 
-from app.desk import Desk
+from app.desk import Desk, can_be_mapped
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
+from pipelines.display.tiles import ImageTiles
 from pipelines.live.engine import Task
 
 MANY: Final = 12
@@ -74,6 +75,15 @@ def masks(contents: Contents, of: ImageEntry) -> Shown:
     how = st.radio("How", modes, first_mode, horizontal=True, key="compare", label_visibility="collapsed")
     _put_into_address("compare", how if how != next(iter(MODES)) else None)
     return Shown(layers[first], layers[second], MODES[how])
+
+
+def on_map(desk: Desk, tiles: ImageTiles) -> bool:
+    """Whether the image is shown on a map: offered where there is a base map, for what lies somewhere on Earth."""
+    if desk.base_map is None or not can_be_mapped(tiles):
+        return False
+    chosen = st.toggle("On the map", st.query_params.get("map") == "1", key="map")
+    _put_into_address("map", "1" if chosen else None)
+    return chosen
 
 
 def task_of(desk: Desk, of: ImageEntry) -> Task | None:

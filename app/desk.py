@@ -14,6 +14,7 @@ from app.signing import Signer
 from pipelines.bundle import image_fingerprint
 from pipelines.display.catalog import Catalog, read_key
 from pipelines.display.masks import MaskTiles
+from pipelines.display.mercator import BaseMap, MapMask, MapTiles
 from pipelines.display.tiles import ImageTiles, blank_tiles, open_tiles
 from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
@@ -26,6 +27,8 @@ from pipelines.live.engine import REGIONS, Engine, Task
 IMAGES: Final = 4
 """Images that are kept open."""
 MASKS: Final = 8
+ON_MAP: Final = ".map"
+"""Behind the opaque name of an image or a mask: the same on a map."""
 
 Value = TypeVar("Value")
 
@@ -33,11 +36,19 @@ Value = TypeVar("Value")
 class Desk:
     """One for the process; every method may be called from any thread."""
 
-    def __init__(self, roots: Sequence[Path], *, cache: Path | None = None, key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        *,
+        cache: Path | None = None,
+        key: bytes | None = None,
+        base_map: BaseMap | None = None,
+    ) -> None:
         place = cache or cache_folder()
         secret = key or read_key(place / "viewer.key")
         self.catalog = Catalog(roots, secret)
         self.signer = Signer(secret)
+        self.base_map = base_map
         self.engine = Engine(self.catalog.roots[0] / REGIONS)
         self.batch: BatchRun | None = None
         """The run over many images that is on, or the last one until it is put away."""
@@ -47,7 +58,16 @@ class Desk:
         self._corrections: _Kept[Corrections] = _Kept(MASKS, lambda _: None)
 
     def image(self, name: str) -> ImageTiles | None:
-        """An opened image; None for a name that is none. Raises ImageError where it cannot be read."""
+        """An opened image; None for a name that is none. Raises ImageError where it cannot be read.
+
+        With ON_MAP behind its name, as a map shows it.
+        """
+        if name.endswith(ON_MAP):
+            image = self.image(name.removesuffix(ON_MAP))
+            if image is None or not can_be_mapped(image):
+                return None
+            mark = str(id(image))
+            return self._images.get(name, mark, lambda: MapTiles(image))
         entry = self.catalog.image(name)
         if entry is None or not self.catalog.holds(entry.path):
             return None
@@ -57,8 +77,16 @@ class Desk:
         state = image_fingerprint(str(entry.path))
         return self._images.get(name, state, lambda: open_tiles(entry.path, self._cache))
 
-    def mask(self, name: str) -> MaskTiles | CorrectedTiles | Board | None:
-        """A mask by its opaque name or that of a running task; None where there is none."""
+    def world(self, name: str) -> MapTiles:
+        """An image as a map shows it. Raises RequestError where none can."""
+        tiles = self.image(name + ON_MAP)
+        assert isinstance(tiles, MapTiles), "only what can be mapped is asked for"
+        return tiles
+
+    def mask(self, name: str) -> MaskTiles | CorrectedTiles | MapMask | Board | None:
+        """A mask by its opaque name or that of a running task, or as a map shows it; None where there is none."""
+        if name.endswith(ON_MAP):
+            return self._on_map(name.removesuffix(ON_MAP))
         task = self.engine.tasks.get(name)
         if task is not None:
             return self.board(task)
@@ -72,6 +100,17 @@ class Desk:
         if entry.mask is None:
             return tiles
         return CorrectedTiles(tiles, self._corrections.get(name, str(entry.folder), lambda: Corrections(entry.folder)))
+
+    def _on_map(self, name: str) -> MapMask | None:
+        """A mask that was written out, on the map of its image."""
+        entry, tiles = self.catalog.layer(name), self.mask(name)
+        image = self.image(entry.image + ON_MAP) if entry and entry.image else None
+        if entry is None or not isinstance(tiles, MaskTiles | CorrectedTiles) or not isinstance(image, MapTiles):
+            return None
+        path = entry.folder / "mask.tif"
+        if not (entry.written and path.is_file() and self.catalog.holds(path)):
+            return None
+        return MapMask(path, image.grid, tiles.labels.classes)
 
     def begin_corrections(self, name: str) -> str:
         """Lays out corrections for a mask, beside it, and gives the opaque name of what can then be painted on.
@@ -147,6 +186,11 @@ class _Kept(Generic[Value]):
         with self._lock:
             while self._values:
                 self._drop(self._values.popitem()[1][1])
+
+
+def can_be_mapped(image: ImageTiles) -> bool:
+    """Whether it is a raster with a CRS, in a file that GDAL reads."""
+    return image.source.kind == "raster" and image.source.georef.unit == "crs" and Path(image.source.path).is_file()
 
 
 _desk: Desk | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -26,12 +27,15 @@ from app.desk import Desk, open_desk, the_desk
 from app.guard import Guard
 from app.routes import ROUTES
 from app.sign_in import signs_in
+from pipelines.display.mercator import BaseMap
 from pipelines.errors import RequestError
 from pipelines.progress import to_stderr
 
 PAGE: Final = Path(__file__).with_name("main.py")
 _M_ARENA_MAX: Final = -8
 """Of glibc's malloc.h."""
+TRIM: Final = 10.0
+"""Seconds."""
 PORT: Final = 8501
 """Tried first; any free one serves where it is taken."""
 SETTINGS: Final[dict[str, Any]] = {
@@ -60,11 +64,12 @@ def serve(
     port: int | None = None,
     open_browser: bool = True,
     names: Sequence[str] = (),
+    base_map: BaseMap | None = None,
 ) -> int:
     """Shows the images and results in `folders` until Ctrl-C, then returns 0. RequestError for what cannot be served.
 
     Only this machine reaches the page, unless `host` is its address in a network; `names` are further names under
-    which browsers may ask for it there.
+    which browsers may ask for it there. Rasters can be shown on the `base_map`, which browsers fetch from its service.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -78,7 +83,7 @@ def serve(
     hosts = allowed_hosts(address, names)
     configure(address, chosen, hosts)
     keep_memory_together()
-    desk = Desk(folders)
+    desk = Desk(folders, base_map=base_map)
     open_desk(desk)
     greet = url if open_browser and has_display() else None
     try:
@@ -114,6 +119,17 @@ def keep_memory_together() -> None:
         ctypes.CDLL(None).mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(2))
 
 
+async def give_memory_back() -> None:
+    """Now and then hands to the system what tiles have left free in those pools; goes on until it is cancelled."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # no glibc
+        return
+    while True:
+        await asyncio.sleep(TRIM)
+        await asyncio.to_thread(trim, ctypes.c_size_t(0))
+
+
 def create_app(hosts: Sequence[str], greet: str | None = None) -> st.App:
     """The page and the routes beside it, behind the guard; opens a browser at `greet` once it answers."""
 
@@ -121,7 +137,9 @@ def create_app(hosts: Sequence[str], greet: str | None = None) -> st.App:
     async def lifespan(_: st.App) -> AsyncIterator[dict[str, Any]]:
         if greet is not None:
             threading.Timer(0.5, webbrowser.open, (greet,)).start()
+        giving = asyncio.create_task(give_memory_back())
         yield {}
+        giving.cancel()
 
     signed_in = the_desk().signer.accepts if signs_in() else None
     middleware = [

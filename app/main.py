@@ -49,9 +49,18 @@ def main() -> None:
         panels.unreadable(image, "it is gone")
         return
     with st.sidebar:
+        mapped = choose.on_map(desk, tiles)
         shown = choose.masks(contents, image)
         if image.alone:
             panels.alone(desk, contents, image)
+    if mapped:
+        try:
+            show(desk, contents, image, tiles, shown, None, None, desk.world(image.id))
+        except USER_ERRORS as error:
+            panels.unreadable(image, str(error))
+        panels.below(desk, image, shown)
+        return
+    with st.sidebar:
         segmenting = segment_panel(desk, image, tiles)
         correct_panel(desk, contents, image, shown)
         heat = attention_panel(desk, image, segmenting)
@@ -59,7 +68,7 @@ def main() -> None:
         panels.damaged(contents)
     show(desk, contents, image, tiles, shown, segmenting.task, heat)
     segmenting.show_plan(desk)
-    panels.below(desk, image, tiles, shown)
+    panels.below(desk, image, shown)
 
 
 main()

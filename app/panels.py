@@ -11,22 +11,16 @@ import streamlit as st
 from app.choose import Shown
 from app.desk import Desk
 from app.patience import wait_for
-from app.viewer import jump
 from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
 from pipelines.bundle import RUN, Bundle, RunRecord
 from pipelines.describe import info
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
-from pipelines.display.tiles import ImageTiles
 from pipelines.errors import USER_ERRORS
 from pipelines.live.record import LiveRecord
-from pipelines.view import FILES, AreaRow, list_files, read_areas, read_regions
+from pipelines.view import FILES, AreaRow, list_files, read_areas
 
 DOWNLOAD: Final = 50 * 10**6
 """A download passes through memory, so the page offers files up to this many bytes and the path of larger ones."""
-
-
-REGIONS: Final = 1000
-"""Rows of the table of regions; the file has them all."""
 
 
 def welcome() -> None:
@@ -71,16 +65,14 @@ def damaged(contents: Contents) -> None:
                 st.markdown(f"**{plain(result.name)}**: {plain(result.problem)}")
 
 
-def below(desk: Desk, image: ImageEntry, tiles: ImageTiles, shown: Shown) -> None:
+def below(desk: Desk, image: ImageEntry, shown: Shown) -> None:
     """Tables, files and facts under the viewer."""
+    finding(desk)
     layers = [layer for layer in (shown.layer, shown.other) if layer is not None]
     if layers:
-        names = ["Areas", "Regions", "Files", "How it was made", "Image"]
-        areas_tab, regions_tab, files_tab, story_tab, image_tab = st.tabs(names)
+        areas_tab, files_tab, story_tab, image_tab = st.tabs(["Areas", "Files", "How it was made", "Image"])
         with areas_tab:
             area_table([(layer, areas(layer)) for layer in layers])
-        with regions_tab:
-            regions(desk, tiles, layers[0])
         with files_tab:
             for layer in layers:
                 downloads(layer)
@@ -127,60 +119,13 @@ def area_table(tables: Sequence[tuple[LayerEntry, list[AreaRow]]]) -> str:
     return "\n\n".join(parts)
 
 
-def regions(desk: Desk, tiles: ImageTiles, layer: LayerEntry) -> None:
-    """The largest regions of a mask; a click on a row goes there."""
-    if not (layer.folder / "regions.csv").is_file():
-        st.caption("The regions of this mask were not written out.")
-        if layer.kind == "corrected":
-            return  # they come with its other files
-        st.button("Find them", key=f"find {layer.id}", on_click=_find_regions, args=(desk, layer))
-        _tell_about_finding(desk, layer)
-        return
-    names = [row.name for row in areas(layer) if row.value not in (None, 255)]
-    usual = next((i for i, name in enumerate(names) if name.lower() != "background"), 0)
-    only = st.selectbox("Class", names, index=usual, key=f"class of regions {layer.id}") if names else None
-    try:
-        rows = read_regions(layer.folder, REGIONS, only)
-    except USER_ERRORS as error:
-        st.error(plain(str(error)))
-        return
-    if not rows:
-        st.caption("There is no region of this class.")
-        return
-    back = ~tiles.source.georef.transform
-    places = [back @ row.world for row in rows]
-    unit = "um" if tiles.source.georef.unit == "um" else "m"
-    table = {
-        "Row": [round(y) for _, y in places],
-        "Column": [round(x) for x, _ in places],
-        "Pixels": [row.pixels for row in rows],
-        **({f"Area ({micro(unit)}²)": [row.area for row in rows]} if rows[0].area is not None else {}),
-        **({f"Perimeter ({micro(unit)})": [row.perimeter for row in rows]} if rows[0].perimeter is not None else {}),
-    }
-    st.caption(f"The {len(rows):,} largest. Choose a row to go there.")
-    chosen = st.dataframe(
-        table, key=f"regions {layer.id} {only}", on_select="rerun", selection_mode="single-row", height=300,
-        hide_index=True,
-    )  # fmt: skip
-    picked = chosen["selection"]["rows"]
-    mark = (layer.id, only, tuple(picked))
-    if picked and st.session_state.get("region row") != mark:
-        st.session_state["region row"] = mark
-        x, y = places[picked[0]]
-        side = 2.5 * rows[picked[0]].pixels ** 0.5 + 20
-        jump(y - side / 2, x - side / 2, side, side)
-        st.rerun()
-
-
-def _find_regions(desk: Desk, layer: LayerEntry) -> None:
-    st.session_state[f"finding {layer.id}"] = desk.engine.export(layer.folder, ["regions"]).id
-
-
-def _tell_about_finding(desk: Desk, layer: LayerEntry) -> None:
-    task = desk.engine.tasks.get(st.session_state.get(f"finding {layer.id}", ""))
+def finding(desk: Desk) -> None:
+    """Waits for regions that are being found, and then has them shown."""
+    task = desk.engine.tasks.get(st.session_state.get("finding", ""))
     if task is None:
         return
     wait_for(task, "Finding regions …")
+    st.session_state["finding"] = ""
     if task.state == "failed":
         st.error(plain(task.reason))
     else:

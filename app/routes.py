@@ -21,10 +21,13 @@ from pipelines.display.facts import areas_of, lonlat
 from pipelines.display.look import Look
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.live.corrected import CorrectedTiles
+from pipelines.view import read_regions
 
 ASSETS: Final = Path(__file__).with_name("component") / "built"
 PRIVATE: Final = {"Cache-Control": "private, no-store"}
 """What shows a patient's tissue stays in no cache."""
+REGIONS: Final = 1000
+"""Rows of a table of regions; the file has them all."""
 KINDS: Final = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain"}
 
 Answer = Callable[[Request], Response]
@@ -50,12 +53,12 @@ def told(answer: Answer) -> Answer:
 
 @told
 def image_tile(request: Request) -> Response:
-    """One tile of an image as a JPEG."""
+    """One tile of an image as a JPEG; on the map as a PNG."""
     image = _image(request)
     text = request.query_params.get("look")
     look = Look.parse(text, len(image.source.bands)) if text else None
     tile = image.tile(*_place(request), look)
-    return Response(tile.data, media_type="image/jpeg", headers=PRIVATE | {"X-Final": "1" if tile.final else "0"})
+    return Response(tile.data, media_type=tile.kind, headers=PRIVATE | {"X-Final": "1" if tile.final else "0"})
 
 
 @told
@@ -93,6 +96,24 @@ def where(request: Request) -> Response:
     """Longitude and latitude of a level-0 (y, x); null where the image lies nowhere."""
     place = lonlat(_image(request).source.georef, float(request.query_params["y"]), float(request.query_params["x"]))
     return JSONResponse({"lonlat": place}, headers=PRIVATE)
+
+
+@told
+def regions(request: Request) -> Response:
+    """The largest regions of a class of a mask, each [row, column, pixels, area, perimeter]; level-0 pixels."""
+    entry = the_desk().catalog.layer(request.path_params["name"])
+    if entry is None or not (entry.folder / "regions.csv").is_file() or not entry.written:
+        raise HTTPException(404)
+    image = the_desk().image(entry.image) if entry.image else None
+    if image is None:
+        raise HTTPException(404)
+    back = ~image.source.georef.transform
+    rows = []
+    for row in read_regions(entry.folder, REGIONS, request.query_params["class"]):
+        x, y = back @ row.world
+        rows.append([round(y, 1), round(x, 1), row.pixels, row.area, row.perimeter])
+    unit = "um2" if image.source.georef.unit == "um" else "m2"
+    return JSONResponse({"rows": rows, "unit": unit, "most": REGIONS}, headers=PRIVATE)
 
 
 @told
@@ -183,6 +204,7 @@ ROUTES: Final = [
     Route("/veca/image/{name}/thumbnail", thumbnail),
     Route("/veca/image/{name}/{level:int}/{row:int}/{column:int}", image_tile),
     Route("/veca/mask/{name}/confidence", confidence),
+    Route("/veca/mask/{name}/regions", regions),
     Route("/veca/mask/{name}/measure", measure, methods=["POST"]),
     Route("/veca/mask/{name}/paint", paint, methods=["POST"]),
     Route("/veca/mask/{name}/{level:int}/{row:int}/{column:int}", mask_tile),
@@ -238,8 +260,10 @@ def _painted(request: Request, stroke: tuple[int | None, float, list[tuple[float
 
 def _measured(request: Request, corners: list[tuple[float, float]]) -> Response:
     desk, mask = the_desk(), _mask(request)
-    entry = desk.catalog.layer(request.path_params["name"])
-    name = entry.image if entry else request.query_params.get("image")
+    name = request.query_params.get("image")
+    if name is None:
+        entry = desk.catalog.layer(request.path_params["name"])
+        name = entry.image if entry else None
     image = desk.image(name) if name else None
     count = mask.count(corners)
     georef, size = (image.source.georef, image.source.levels[0].size) if image else (None, None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from app.desk import Desk
+from app.desk import ON_MAP, Desk
 from pipelines.display.catalog import ImageEntry, LayerEntry
 from pipelines.display.facts import crs_name
 from pipelines.display.look import CHANNELS, PURE
-from pipelines.display.masks import Place
+from pipelines.display.masks import MaskTiles, Place
+from pipelines.display.mercator import MapTiles
 from pipelines.display.tiles import ImageTiles
-from pipelines.errors import USER_ERRORS
+from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.live.corrected import CorrectedTiles
 from pipelines.live.engine import Task
 from pipelines.view import AreaRow, read_areas
@@ -54,6 +55,14 @@ def image_values(entry: ImageEntry, tiles: ImageTiles) -> Values:
     }
 
 
+def map_values(desk: Desk, entry: ImageEntry, tiles: MapTiles) -> Values:
+    """The image as a map shows it, with what lies below."""
+    base = desk.base_map
+    assert base is not None, "a map is shown where there is a base map"
+    below = {"url": base.url, "credit": base.credit, "zoom": tiles.grid.zoom, "x": tiles.grid.x, "y": tiles.grid.y}
+    return {**image_values(entry, tiles), "id": entry.id + ON_MAP, "look": "", "channels": None, "base": below}
+
+
 def channels(tiles: ImageTiles) -> list[Values]:
     """Every band of an image as it may be shown: its name, a colour, and the range that suits."""
     known = {channel.band: channel for channel in tiles.look.channels}
@@ -71,22 +80,26 @@ def channels(tiles: ImageTiles) -> list[Values]:
     ]
 
 
-def layer_values(desk: Desk, entry: LayerEntry) -> Values:
-    """A finished mask. Raises ImageError or RequestError where it cannot be read."""
-    mask = desk.mask(entry.id)
-    assert mask is not None, "a listed mask is there"
+def layer_values(desk: Desk, entry: LayerEntry, *, on_map: bool = False) -> Values:
+    """A finished mask. Raises ImageError or RequestError where it cannot be read, or laid on the map."""
+    tiles = desk.mask(entry.id)
+    assert isinstance(tiles, MaskTiles | CorrectedTiles), "a listed mask is there"
+    mask = desk.mask(entry.id + ON_MAP) if on_map else tiles
+    if mask is None:
+        raise RequestError("it has no mask.tif that is up to date, which the map is drawn from; write its files")
     classes = [
         {"value": c.value, "name": c.name, "colour": f"#{bytes(c.color).hex()}", "background": is_background(c.name)}
-        for c in mask.labels.classes  # type: ignore[union-attr]
+        for c in tiles.labels.classes
     ]
     areas = [area_values(row) for row in layer_areas(entry) if row.value is not None]
     return {
-        **_places(entry.id, entry.name, mask.place, mask.sizes),
-        "version": mask.labels.fingerprint,  # type: ignore[union-attr]
+        **_places(entry.id + ON_MAP * on_map, entry.name, mask.place, mask.sizes),
+        "version": tiles.labels.fingerprint,
         "classes": classes,
         "areas": areas,
         "running": False,
-        "confident": entry.confidence is not None,
+        "confident": entry.confidence is not None and not on_map,
+        "regions": "none" if on_map else _regions(entry),
         "strokes": len(mask.corrections.strokes) if isinstance(mask, CorrectedTiles) else None,
     }
 
@@ -108,8 +121,16 @@ def task_values(desk: Desk, task: Task) -> Values | None:
         "areas": None,
         "running": not task.ended.is_set(),
         "confident": True,
+        "regions": "none",
         "strokes": None,
     }
+
+
+def _regions(entry: LayerEntry) -> str:
+    """Whether there is a table of the mask's regions ('table'), it can be made ('find'), or neither ('none')."""
+    if (entry.folder / "regions.csv").is_file():
+        return "table" if entry.written else "none"
+    return "none" if entry.kind == "corrected" else "find"
 
 
 def layer_areas(entry: LayerEntry) -> list[AreaRow]:

@@ -9,12 +9,13 @@ from typing import Any, Final
 import streamlit as st
 
 from app.choose import Shown
-from app.desk import Desk
+from app.desk import Desk, the_desk
 from app.routes import asset_url
-from app.scene import image_values, layer_values, task_values
+from app.scene import image_values, layer_values, map_values, task_values
 from app.sign_in import signs_in
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
 from pipelines.display.look import Look
+from pipelines.display.mercator import MapTiles
 from pipelines.display.tiles import ImageTiles
 from pipelines.errors import USER_ERRORS
 from pipelines.live.engine import Task
@@ -42,36 +43,43 @@ def show(
     shown: Shown,
     task: Task | None,
     heat: dict[str, Any] | None,
+    world: MapTiles | None = None,
 ) -> None:
-    """The image and what lies on it."""
+    """The image and what lies on it; in the `world`, on a map."""
     view = st.query_params.get("view")
-    if st.session_state.get("looked at") not in (None, image.id):
+    place = (image.id, world is not None)
+    if st.session_state.get("looked at") not in (None, place):
         # The place in the address is another image's.
         st.query_params.pop("view", None)
         view = None
-    st.session_state["looked at"] = image.id
-    layer = task_values(desk, task) if task is not None else None
+    st.session_state["looked at"] = place
+    on_map = world is not None
+    layer = task_values(desk, task) if task is not None and not on_map else None
     running = layer is not None
-    layer = layer or _layer(desk, shown.layer)
-    _mount()(
-        data={
-            "image": image_values(image, tiles),
-            "look": look_of(image, tiles),
+    layer = layer or _layer(desk, shown.layer, on_map)
+    # In a list, because Streamlit loads pandas and Arrow, eighty megabytes, to look for tables in a dict.
+    data = [
+        {
+            "image": map_values(desk, image, world) if world is not None else image_values(image, tiles),
+            "look": "" if on_map else look_of(image, tiles),
             "images": [{"id": entry.id, "name": entry.name} for entry in list(contents.images.values())[:MOST]],
             "layer": layer,
-            "other": None if running else _layer(desk, shown.other),
+            "other": None if running else _layer(desk, shown.other, on_map),
             "compare": "off" if running else shown.compare,
-            "heat": heat,
-            "jump": st.session_state.get("jump"),
+            "heat": None if on_map else heat,
             "view": view,
             "pass": desk.signer.issue() if signs_in() else "",
-        },
+        }
+    ]
+    _mount()(
+        data=data,
         key="viewer",
         default={"region": None, "look": None},
         on_region_change=_nothing,
         on_look_change=_nothing,
         on_pick_change=_picked,
         on_ended_change=_nothing,
+        on_find_change=_find_regions,
     )
 
 
@@ -92,17 +100,11 @@ def look_of(image: ImageEntry, tiles: ImageTiles) -> str:
         return ""
 
 
-def jump(y: float, x: float, height: float, width: float) -> None:
-    """Lets the viewer go to a level-0 rectangle."""
-    mark = (st.session_state.get("jump") or {}).get("mark", 0) + 1
-    st.session_state["jump"] = {"y": y, "x": x, "height": height, "width": width, "mark": mark}
-
-
-def _layer(desk: Desk, entry: LayerEntry | None) -> dict[str, Any] | None:
+def _layer(desk: Desk, entry: LayerEntry | None, on_map: bool) -> dict[str, Any] | None:
     if entry is None:
         return None
     try:
-        return layer_values(desk, entry)
+        return layer_values(desk, entry, on_map=on_map)
     except (*USER_ERRORS, OSError) as error:
         st.error(f"The mask {entry.name} cannot be shown: {error}")
         return None
@@ -118,6 +120,14 @@ def _picked() -> None:
     name = _told("pick")
     if isinstance(name, str):
         st.session_state["image"] = name
+
+
+def _find_regions() -> None:
+    """The regions of a mask are wanted that were not written out."""
+    desk = the_desk()
+    entry = desk.catalog.layer(str(_told("find")))
+    if entry is not None and entry.kind != "corrected":
+        st.session_state["finding"] = desk.engine.export(entry.folder, ["regions"]).id
 
 
 def _nothing() -> None:

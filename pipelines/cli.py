@@ -408,6 +408,10 @@ def view(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; a free one unless given.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="A further name of this machine, for its network.")] = None,
+    base_map: Annotated[
+        str | None, typer.Option(help="A map service below rasters, like https://HOST/{z}/{x}/{y}.png.")
+    ] = None,
+    base_map_credit: Annotated[str, typer.Option(help="Who made the base map; shown on it.")] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """Look at images and results in a browser, and segment what you draw."""
@@ -418,6 +422,7 @@ def view(
     command = [sys.executable, "-P", "-m", "app", "--host", host]
     command += ["--port", str(port)] if port else []
     command += [part for given in name or [] for part in ("--name", given)]
+    command += ["--base-map", base_map, "--base-map-credit", base_map_credit] if base_map else []
     command += [*([] if browser else ["--no-browser"]), "--", *map(str, folders)]
     try:
         status = subprocess.run(command, check=False).returncode

@@ -20,7 +20,10 @@ from pipelines.display.reduce import halve
 from tiling import Box, Source, open_image
 from tiling.labels import Labels
 from tiling.readers.array import ArraySource
+from tiling.readers.tile_cache import limit_caches
 
+KEPT: Final = 16 * 2**20
+"""Bytes of decoded tiles that an image keeps: a browser keeps what it has seen itself."""
 PAPER: Final = 238
 """Grey value of what is no data: light, as glass is."""
 QUALITY: Final = 90
@@ -32,9 +35,10 @@ class Tile:
     """One tile as it goes to a browser."""
 
     data: bytes
-    """A JPEG."""
+    """A JPEG, unless `kind` says otherwise."""
     final: bool
     """False while the level that it is cut from is still being made."""
+    kind: str = "image/jpeg"
 
 
 class ImageTiles:
@@ -143,6 +147,7 @@ class BlankTiles(ImageTiles):
 
 def open_tiles(path: Path, cache: Path) -> ImageTiles:
     """An image file as tiles, with a folder for levels that it lacks; raises ImageError where it cannot be opened."""
+    limit_caches(KEPT)
     return ImageTiles(open_image(path), cache)
 
 

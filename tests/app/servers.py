@@ -42,13 +42,30 @@ class Server:
 
 @contextmanager
 def serving(
-    folders: Sequence[Path | str], place: Path, *, home: Path | None = None, port: int | None = None, **more: str
+    folders: Sequence[Path | str],
+    place: Path,
+    *,
+    home: Path | None = None,
+    port: int | None = None,
+    options: Sequence[str] = (),
+    **more: str,
 ) -> Iterator[Server]:
-    """Started in the folder `place`; ended, however it goes."""
+    """Started in the folder `place` with `options`; ended, however it goes. `more` goes into its environment."""
     port = port or free_port("127.0.0.1", 0)
     home = home or place
     environment = os.environ | {"PYTHONPATH": str(TOP), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")} | more
-    command = [sys.executable, "-P", "-m", "app", "--port", str(port), "--no-browser", "--", *map(str, folders)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "app",
+        "--port",
+        str(port),
+        "--no-browser",
+        *options,
+        "--",
+        *map(str, folders),
+    ]
     process = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         started = Server(process, port)

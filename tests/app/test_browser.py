@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pytest
+import rasterio
 import tifffile
 from bundles import write_bundle
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from pyproj import Transformer
 from servers import Server, serving
 
 from pipelines.samples import samples
@@ -318,15 +322,10 @@ def test_what_the_cores_look_at_is_laid_over_the_image(view: Open) -> None:
 def test_a_row_of_the_table_of_regions_goes_there(view: Open) -> None:
     viewer = view("")
     viewer.choose("Mask", "results/first")
-    viewer.page.get_by_role("tab", name="Regions").click()
-    table = viewer.page.get_by_test_id("stDataFrame").first
-    table.scroll_into_view_if_needed()
-    box = table.bounding_box()
-    assert box is not None
-    before = viewer.ask("v.data.jump?.mark ?? 0")
-    viewer.page.mouse.click(box["x"] + 16, box["y"] + 52)
-    viewer.until(f"(v.data.jump?.mark ?? 0) > {before}")
-    viewer.until("!v.pane.viewer.isAnimating()")
+    viewer.page.locator("summary", has_text="Regions").click()
+    viewer.page.locator(".rows td").first.click()
+    viewer.until("Math.abs(v.place().y - 600) < 5 && !v.pane.viewer.isAnimating()")
+    viewer.shoot("14-regions")
     place = viewer.ask("v.place()")
     assert abs(place["y"] - 600) < 5
     assert abs(place["x"] - 1100) < 5
@@ -452,3 +451,73 @@ def test_classes_are_painted_erased_taken_back_and_written_beside_the_result(vie
     assert mask[1000, 1000] == 1
     assert {path: path.read_bytes() for path in before} == before
     assert len(list((folder / "results" / "second").rglob("*"))) >= len(before)
+
+
+@pytest.fixture
+def map_service() -> Iterator[tuple[str, list[str]]]:
+    """A map service of one blue tile; what it was asked for."""
+    picture = io.BytesIO()
+    Image.new("RGB", (256, 256), (40, 90, 200)).save(picture, "PNG")
+    asked: list[str] = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+            self.wfile.write(picture.getvalue())
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_port}/{{z}}/{{x}}/{{y}}.png", asked
+        service.shutdown()
+
+
+def test_a_raster_and_its_mask_lie_on_the_map(
+    folder: Path, browser: Browser, shots: Path, map_service: tuple[str, list[str]]
+) -> None:
+    url, asked = map_service
+    scene = folder / "samples" / "OSBS_029.tif"
+    values = np.zeros((400, 400), np.uint8)
+    values[100:200, 100:300] = 1
+    place = folder.parent / "mapped"
+    place.mkdir()
+    shutil.copy(scene, place / "scene.tif")
+    write_bundle(place / "results" / "scene", place / "scene.tif", values, CLASSES, exports=("areas", "mask"))
+    options = ("--base-map", url, "--base-map-credit", "Blue maps")
+    with serving([place], place, home=folder.parent, options=options) as server:
+        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        viewer = Viewer(page, shots)
+        page.goto(server.url + "?map=1")
+        page.wait_for_selector(".veca .pane canvas")
+        viewer.until("v.pane.viewer.world.getItemCount() === 2 && v.pane.viewer.world.getItemAt(1).getFullyLoaded()")
+        page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
+        viewer.settled()
+        expect(page.locator(".credit")).to_have_text("Blue maps")
+        grid = viewer.ask("[v.data.image.base.zoom, v.data.image.base.x, v.data.image.base.y]")
+        with rasterio.open(scene) as dataset:
+            inside, beside = dataset.xy(150, 200), dataset.xy(-40, 200)
+            below = dataset.xy(350, 350)
+
+        def on_map(at: tuple[float, float]) -> tuple[float, float]:
+            """(y, x) in pixels of the finest level of the map."""
+            x, y = Transformer.from_crs(dataset.crs, 3857, always_xy=True).transform(*at)
+            pixels = 256 * 2 ** grid[0] / (2 * 20037508.342789244)
+            return (20037508.342789244 - y) * pixels - 256 * grid[2], (x + 20037508.342789244) * pixels - 256 * grid[1]
+
+        assert np.abs(viewer.at(*on_map(inside)) - (0, 168, 107)).max() < 3  # the mask
+        assert np.abs(viewer.at(*on_map(beside)) - (40, 90, 200)).max() < 3  # the map
+        assert np.abs(viewer.at(*on_map(below)) - (40, 90, 200)).max() > 20  # the raster
+        viewer.shoot("15-map")
+        zooms = {int(path.split("/")[1]) for path in asked}
+        assert all(0 <= int(path.split("/")[2]) < 2 ** int(path.split("/")[1]) for path in asked)
+        assert min(zooms) >= grid[0] - 8
+        box = viewer.pane
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(page.locator(".cursor")).to_contain_text("lon -81.98")
+        page.close()

@@ -8,7 +8,6 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from tiling.exports.outlines import Ring
 from tiling.geometry import Box, Size
@@ -141,6 +140,8 @@ def _places(length: int, most: int) -> NDArray[np.float64]:
 
 def _sums(values: NDArray[np.float64], at: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     """(length + 1,): sums of a smooth curve through `values`, over the pixels before each corner."""
+    from scipy.interpolate import CubicSpline  # twenty megabytes, which a viewer's server does without
+
     pixels = np.arange(length) + 0.5
     smooth = CubicSpline(at, values)(pixels) if len(at) > 3 else np.interp(pixels, at, values)
     return np.concatenate([[0.0], np.cumsum(smooth)])

@@ -14,13 +14,21 @@ LIMIT: Final = 64 * 2**20
 """Bytes of decoded tiles that one image keeps, or its largest tile."""
 
 _Tile = NDArray[Any] | None
+_limit = LIMIT
+
+
+def limit_caches(size: int) -> None:
+    """Bytes that each image that is opened from now on in this process keeps; LIMIT unless it was said."""
+    global _limit
+    _limit = size
 
 
 class TileCache:
     """The least recently used tiles go first; the newest one always stays. Two threads never decode one tile twice."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        """`limit` in bytes; None takes what `limit_caches` said, or LIMIT."""
+        self._limit = _limit if limit is None else limit
         self._lock = threading.Lock()
         self._tiles: OrderedDict[Hashable, _Tile] = OrderedDict()
         self._held = 0

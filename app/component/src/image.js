@@ -105,7 +105,22 @@ export function tileSource(image, look, pass) {
       const bottom = Math.min(y + h * l.stepY, height);
       return new OpenSeadragon.Rect(x / width, y / width, (right - x) / width, (bottom - y) / width);
     },
+    hasTransparency: () => Boolean(image.base),
     getTileUrl: (level, column, row) => `/veca/image/${image.id}/${levels.length - 1 - level}/${row}/${column}${tail}`,
+  };
+}
+
+// The tiles of a map service, for the same window of the world as a raster on a map.
+export function baseSource(image) {
+  const { url, zoom, x, y } = image.base;
+  const own = tileSource(image, "", "");
+  return {
+    ...own,
+    getTileUrl(level, column, row) {
+      const coarser = own.maxLevel - level;
+      const place = { z: zoom - coarser, x: x / 2 ** coarser + column, y: y / 2 ** coarser + row };
+      return url.replace(/\{([zxy])\}/g, (_, name) => place[name]);
+    },
   };
 }
 

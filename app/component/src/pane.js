@@ -1,6 +1,6 @@
 // One view of the image with what lies on it: masks, heat, drawings. Two panes are kept on the same place.
 import { apply, invert, scaleOf, transformOf } from "./geometry.js";
-import { createViewer, tileSource, toneTable } from "./image.js";
+import { baseSource, createViewer, tileSource, toneTable } from "./image.js";
 import { NODATA } from "./mask.js";
 import { element } from "./dom.js";
 
@@ -16,6 +16,7 @@ export class Pane {
     this.heat = element("canvas", { className: "layer heat", parent: this.root });
     this.top = element("canvas", { className: "layer top", parent: this.root });
     this.title = element("div", { className: "pane-title", parent: this.root });
+    this.credit = element("div", { className: "credit", parent: this.root });
     const map = navigator ? element("div", { className: "navigator", parent: this.root }) : null;
     this.viewer = createViewer(this.stage, map);
     this.drawn = drawn;
@@ -63,6 +64,12 @@ export class Pane {
 
   open(image, look, pass, then) {
     this.viewer.addOnceHandler("open", () => {
+      if (image.base) {
+        // The raster stays the first item, which places are counted in; the map is drawn below it.
+        const below = { crossOriginPolicy: "Anonymous", compositeOperation: "destination-over", width: 1 };
+        this.viewer.addTiledImage({ tileSource: baseSource(image), ...below });
+      }
+      this.credit.textContent = image.base?.credit ?? "";
       if (this.toneValues) this.tone(this.toneValues);
       then?.();
       this.draw();

@@ -7,6 +7,7 @@ import { Live } from "./live.js";
 import { Mask } from "./mask.js";
 import { Pane } from "./pane.js";
 import { Strip } from "./strip.js";
+import { Regions } from "./regions.js";
 import { Readout } from "./readout.js";
 import { Adjust } from "./adjust.js";
 import { scaleOf } from "./geometry.js";
@@ -26,6 +27,7 @@ export class Workspace {
     this.draw = new Draw(this);
     this.layers = new Layers(this);
     this.correct = new Correct(this);
+    this.regions = new Regions(this);
     this.adjust = new Adjust(this);
     this.readout = new Readout(this);
     this.live = new Live(this);
@@ -79,7 +81,7 @@ export class Workspace {
   }
 
   // What Streamlit gives: runs on each change of the page.
-  update({ data, setStateValue, setTriggerValue }) {
+  update({ data: [data], setStateValue, setTriggerValue }) {
     const before = this.data;
     this.data = data;
     this.tell = setTriggerValue;
@@ -98,7 +100,7 @@ export class Workspace {
     this.live.update(data);
     this.adjust.update(data);
     this.heat(data.heat);
-    if (data.jump && data.jump.mark !== before?.jump?.mark) this.jumpTo(data.jump);
+    this.regions.update(data);
     this.readout.update(data);
     this.strip.update(data);
     this.redraw();
