@@ -145,7 +145,10 @@ class Desk:
             return board.confidence_at(y, x) if board else None
         entry = self.catalog.layer(name)
         plane = entry.confidence if entry else None
-        return confidence_at(np.load(plane, mmap_mode="r"), y, x) if plane and self.catalog.holds(plane) else None
+        if plane is not None:
+            return confidence_at(np.load(plane, mmap_mode="r"), y, x) if self.catalog.holds(plane) else None
+        mask = self.mask(name)
+        return mask.probability_at(y, x) if isinstance(mask, MaskTiles) else None
 
     def start_batch(self, images: Sequence[Path], model: str, folder: str, cores: int | None) -> None:
         """Starts a run over many images into a folder of the first root, unless one is on."""

@@ -66,6 +66,7 @@ def main() -> None:
         heat = attention_panel(desk, image, segmenting)
         batch_panel(desk, contents)
         panels.damaged(contents)
+        panels.visitor()
     show(desk, contents, image, tiles, shown, segmenting.task, heat)
     segmenting.show_plan(desk)
     panels.below(desk, image, shown)

@@ -10,7 +10,9 @@ import streamlit as st
 
 from app.choose import Shown
 from app.desk import Desk
+from app.export import export_panel
 from app.patience import wait_for
+from app.sign_in import who
 from app.words import area_texts, bytes_text, micro, percent_text, plain, seconds_text, shell_word
 from pipelines.bundle import RUN, Bundle, RunRecord
 from pipelines.describe import info
@@ -28,6 +30,14 @@ def welcome() -> None:
     st.header("VECA")
     st.write("Sign in to look at images.")
     st.button("Sign in", on_click=st.login, type="primary")
+
+
+def visitor() -> None:
+    """Who is signed in, and the way out."""
+    name = who()
+    if name:
+        st.caption(plain(name))
+        st.button("Sign out", on_click=st.logout, key="sign out", width="stretch")
 
 
 def empty(desk: Desk, contents: Contents) -> None:
@@ -70,9 +80,12 @@ def below(desk: Desk, image: ImageEntry, shown: Shown) -> None:
     finding(desk)
     layers = [layer for layer in (shown.layer, shown.other) if layer is not None]
     if layers:
-        areas_tab, files_tab, story_tab, image_tab = st.tabs(["Areas", "Files", "How it was made", "Image"])
+        names = ["Areas", "Export", "Files", "How it was made", "Image"]
+        areas_tab, export_tab, files_tab, story_tab, image_tab = st.tabs(names)
         with areas_tab:
             area_table([(layer, areas(layer)) for layer in layers])
+        with export_tab:
+            export_panel(desk, image, layers[0], download)
         with files_tab:
             for layer in layers:
                 downloads(layer)
@@ -137,14 +150,17 @@ def downloads(layer: LayerEntry) -> None:
     st.caption(f"{plain(layer.name)}, in")
     st.code(str(layer.folder), language=None)
     for path in list_files(layer.folder):
-        size = path.stat().st_size
-        if size <= DOWNLOAD:
-            st.download_button(
-                f"{path.name}, {bytes_text(size)}", path.read_bytes, path.name, FILES[path.name],
-                on_click="ignore", key=f"download {path}",
-            )  # fmt: skip
-        else:
-            st.caption(f"{path.name} is large ({bytes_text(size)}); it lies in the folder above.")
+        download(path, f"download {path}")
+
+
+def download(path: Path, key: str) -> None:
+    """A button where the file is small enough, its name and size where it is not."""
+    size = path.stat().st_size
+    if size <= DOWNLOAD:
+        words = f"{path.name}, {bytes_text(size)}"
+        st.download_button(words, path.read_bytes, path.name, FILES[path.name], on_click="ignore", key=key)
+    else:
+        st.caption(f"{path.name} is large ({bytes_text(size)}); it lies in the folder above.")
 
 
 def story(layer: LayerEntry) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app.desk import the_desk
-from pipelines.display.facts import areas_of, lonlat
+from pipelines.display.facts import areas_of, lonlat, pixel_at
 from pipelines.display.look import Look
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.live.corrected import CorrectedTiles
@@ -96,6 +96,13 @@ def where(request: Request) -> Response:
     """Longitude and latitude of a level-0 (y, x); null where the image lies nowhere."""
     place = lonlat(_image(request).source.georef, float(request.query_params["y"]), float(request.query_params["x"]))
     return JSONResponse({"lonlat": place}, headers=PRIVATE)
+
+
+@told
+def at(request: Request) -> Response:
+    """Level-0 (y, x) of a longitude and latitude; null where the image lies nowhere."""
+    lon, lat = float(request.query_params["lon"]), float(request.query_params["lat"])
+    return JSONResponse({"place": pixel_at(_image(request).source.georef, lon, lat)}, headers=PRIVATE)
 
 
 @told
@@ -201,6 +208,7 @@ ROUTES: Final = [
     Route("/veca/asset/{file}", asset),
     Route("/veca/image/{name}/state", image_state),
     Route("/veca/image/{name}/where", where),
+    Route("/veca/image/{name}/at", at),
     Route("/veca/image/{name}/thumbnail", thumbnail),
     Route("/veca/image/{name}/{level:int}/{row:int}/{column:int}", image_tile),
     Route("/veca/mask/{name}/confidence", confidence),

@@ -98,7 +98,7 @@ def layer_values(desk: Desk, entry: LayerEntry, *, on_map: bool = False) -> Valu
         "classes": classes,
         "areas": areas,
         "running": False,
-        "confident": entry.confidence is not None and not on_map,
+        "confident": not on_map and (entry.confidence is not None or (isinstance(mask, MaskTiles) and mask.confident)),
         "regions": "none" if on_map else _regions(entry),
         "strokes": len(mask.corrections.strokes) if isinstance(mask, CorrectedTiles) else None,
     }

@@ -17,3 +17,10 @@ def signs_in() -> bool:
 def is_welcome() -> bool:
     """Whether the one who looks has signed in, or need not."""
     return not signs_in() or bool(st.user.get("is_logged_in", False))
+
+
+def who() -> str:
+    """Who has signed in, as the provider calls them; empty where nobody has to."""
+    if not signs_in():
+        return ""
+    return str(st.user.get("name") or st.user.get("email") or "signed in")

@@ -112,7 +112,9 @@ class Labels:
         y, x = self.scale
         t = self.georef.transform
         bounded = self.kind == "slide" and self.georef.unit == "um" and not from_bounds
-        offset = (t.c * x / t.a, t.f * y / t.e) if bounded else (0.0, 0.0)
+        # Without a unit, the world is the image's own pixels, unless a world file stretches or mirrors them.
+        in_pixels = self.georef.unit is None and (t.a, t.e) == (x, y)
+        offset = (t.c * x / t.a, t.f * y / t.e) if bounded or in_pixels else (0.0, 0.0)
         return Affine(x, 0.0, round(offset[0], 6), 0.0, y, round(offset[1], 6))
 
 

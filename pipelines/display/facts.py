@@ -40,6 +40,15 @@ def lonlat(georef: Georef, y: float, x: float) -> tuple[float, float] | None:
     return (float(lon), float(lat)) if np.isfinite([lon, lat]).all() else None
 
 
+def pixel_at(georef: Georef, lon: float, lat: float) -> tuple[float, float] | None:
+    """Level-0 (y, x) of a longitude and latitude (WGS 84); None for what is nowhere on Earth, or beyond the CRS."""
+    if georef.crs is None:
+        return None
+    place = _transformer(georef.crs).transform(lon, lat, direction="INVERSE")
+    x, y = ~georef.transform @ place
+    return (float(y), float(x)) if np.isfinite([y, x]).all() else None
+
+
 def crs_name(georef: Georef) -> str | None:
     """Like 'EPSG:32617', or the CRS's own name."""
     if georef.crs is None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pipelines.display.thin import ThinLevels
 from pipelines.errors import RequestError
-from tiling import Box, Georef, Size
+from tiling import NODATA, Box, Georef, Size
 from tiling.labels import Labels
+from tiling.layers import STEPS
 
 TILE: Final = 512
 """Side of a mask tile, which is a chunk of the label image."""
@@ -95,6 +96,18 @@ class MaskTiles:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return values
+
+    @property
+    def confident(self) -> bool:
+        """Whether the probability of its classes lies beside it."""
+        return "probability" in self.labels.layers
+
+    def probability_at(self, y: int, x: int) -> float | None:
+        """How probable the class of a pixel is, 0..1; None outside, and where nothing was said."""
+        if not self.confident or not self.sizes[0].box.contains(Box(y, x, 1, 1)):
+            return None
+        value = int(np.asarray(self.labels.layers["probability"].levels[0][:, y, x]).max())
+        return None if value == NODATA else value / STEPS
 
     @cached_property
     def thin(self) -> ThinLevels | None:

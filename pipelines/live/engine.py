@@ -105,6 +105,21 @@ class Engine:
         """Writes a corrected mask and its files into the folder of its corrections."""
         return self._ask("correct", Wish("", ""), folder=str(folder))
 
+    def excerpt(
+        self,
+        layer: tuple[Path, Path | None],
+        corners: Sequence[tuple[float, float]] | None,
+        values: Sequence[int],
+        names: Sequence[str],
+        folder: Path,
+    ) -> Task:
+        """Writes files of a part of a mask into a folder; `layer` is the mask's folder and that of its corrections."""
+        mask, corrections = layer
+        return self._ask(
+            "excerpt", Wish("", ""), folder=str(folder), mask=str(mask), corners=corners, values=list(values),
+            names=list(names), corrections=str(corrections) if corrections else None,
+        )  # fmt: skip
+
     def stop(self, task: Task) -> None:
         """Ends a request after the cell that it is at; what is finished is kept."""
         self._send({"do": "stop", "id": task.id})

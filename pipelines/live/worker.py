@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ class Worker:
         self.models: dict[str, Any] = {}
         self.tasks: dict[str, Callable[[Request], None]] = {
             "warm": self.warm, "plan": self.plan, "segment": self.segment, "attention": self.attention,
-            "export": self.export, "correct": self.correct,
+            "export": self.export, "correct": self.correct, "excerpt": self.excerpt,
         }  # fmt: skip
 
     def do(self, request: Request) -> None:
@@ -130,6 +131,22 @@ class Worker:
         from pipelines.live.corrections import Corrections
 
         files = write_corrected(Corrections(Path(request["folder"])))
+        self.say({"id": request["id"], "event": "exported", "files": [path.name for path in files]})
+
+    def excerpt(self, request: Request) -> None:
+        """Writes files of a part of a mask."""
+        from pipelines.live.corrections import Corrections
+        from pipelines.live.excerpt import write_excerpt
+        from tiling.labels import Labels
+
+        labels, folder = Labels.open(Path(request["mask"]) / "labels.zarr"), Path(request["folder"])
+        corrections = Corrections(Path(request["corrections"])) if request["corrections"] else None
+        folder.mkdir(parents=True)
+        try:
+            files = write_excerpt(labels, corrections, request["corners"], request["values"], request["names"], folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self.say({"id": request["id"], "event": "exported", "files": [path.name for path in files]})
 
     def job(self, request: Request) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,40 @@ def write_bundle(
     **changed: Any,
 ) -> Bundle:
     """The result for `path` with these class values (h, w); `changed` are fields of run.json."""
+    boxes = {
+        (y // 512, x // 512): values[y : y + 512, x : x + 512]
+        for y in range(0, values.shape[0], 512)
+        for x in range(0, values.shape[1], 512)
+    }
+    return _write(folder, path, Size(*values.shape), 512, boxes, classes, exports, **changed)
+
+
+def write_bundle_from(folder: Path, path: Path, blocks: Mapping[tuple[int, int], NDArray[np.uint8]]) -> Bundle:
+    """The result for a large image: blocks of 2048 pixels by (row, column), no data elsewhere; nothing is exported."""
+    return _write(folder, path, open_image(path).levels[0].size, 2048, blocks, CLASSES, ())
+
+
+def _write(
+    folder: Path,
+    path: Path,
+    size: Size,
+    block: int,
+    blocks: Mapping[tuple[int, int], NDArray[np.uint8]],
+    classes: Sequence[LabelClass],
+    exports: Sequence[str],
+    **changed: Any,
+) -> Bundle:
     source = open_image(path)
-    view, size = View.open(source), Size(*values.shape)
+    view = View.open(source)
     canvas = Canvas.create(
-        folder / f"{LABELS}.partial", size=size, block=512, chunk=128, classes=classes, georef=view.georef,
-        kind=source.kind, name=source.name, fingerprint="abc",
+        folder / f"{LABELS}.partial", size=size, block=block, chunk=128 if block == 512 else 512, classes=classes,
+        georef=view.georef, kind=source.kind, name=source.name, fingerprint="abc",
     )  # fmt: skip
     with canvas:
         for box in canvas.blocks:
-            canvas.write(box, np.ascontiguousarray(values[box.slices]))
+            values = blocks.get((box.y // block, box.x // block))
+            given = np.full((box.height, box.width), 255, np.uint8) if values is None else values
+            canvas.write(box, np.ascontiguousarray(given))
         labels = canvas.publish(folder / LABELS)
     outputs = [file.name for name in exports for file in EXPORTS[name](labels, folder, view, {"MODEL": "test"})]
     fields: dict[str, Any] = {
@@ -63,7 +88,7 @@ def write_bundle(
             memory=6 * 2**30, predicted=1400 * 2**20, reason="all cores and the model's own window fit",
         ),
         "grid": GridRecord(
-            size=values.shape, spacing=str(view.spacing) if view.spacing else None,
+            size=(size.height, size.width), spacing=str(view.spacing) if view.spacing else None,
             transform=tuple(view.georef.transform[:6]), note=view.note,
         ),
         "fingerprint": "abc", "windows": 25, "blocks": 4, "resumed_blocks": 1,

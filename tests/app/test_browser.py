@@ -19,11 +19,13 @@ import rasterio
 import tifffile
 from bundles import write_bundle
 from numpy.typing import NDArray
+from oidc import providing
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 from pyproj import Transformer
 from servers import Server, serving
 
+from app.launch import free_port
 from pipelines.samples import samples
 from tiling import LabelClass
 
@@ -74,6 +76,11 @@ class Viewer:
             "v.pane.viewer.world.getItemAt(0)?.getFullyLoaded() && !v.pane.viewer.isAnimating() && "
             "[...v.layers.masks.values()].every(m => !m.loading.size && !m.waiting.length && m.tiles.size)"
         )
+
+    def settled_image(self) -> None:
+        """Waits until the image alone is there."""
+        self.until("v.pane.viewer.world.getItemAt(0)?.getFullyLoaded() && !v.pane.viewer.isAnimating()")
+        time.sleep(0.3)
 
     def pixels(self) -> NDArray[np.int64]:
         """(h, w, 3) of the pane as it is seen."""
@@ -132,6 +139,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = stripes.copy()
     other[1200:1600, 300:1900] = 1
     other[400:600, 300:1100] = 0
+    cells = np.zeros((3, 600, 800), np.uint16)
+    cells[0, 100:300, 100:300], cells[1, 200:400, 200:400], cells[2, 450:550, 500:700] = 900, 4000, 20000
+    tifffile.imwrite(place / "samples" / "cells.ome.tif", cells, photometric="minisblack", metadata={"axes": "CYX",
+                     "Channel": {"Name": ["DAPI", "FITC", "Cy5"]}}, tile=(256, 256))  # fmt: skip
     write_bundle(place / "results" / "first", slide, stripes, CLASSES, exports=("areas", "regions"))
     write_bundle(place / "results" / "second", slide, other, CLASSES, exports=("areas",))
     return place
@@ -317,6 +328,50 @@ def test_what_the_cores_look_at_is_laid_over_the_image(view: Open) -> None:
     viewer.ask(f"v.goTo({{y: {covers[0] + 256}, x: {covers[1] + 256}, zoom: 1}})")
     viewer.settled()
     viewer.shoot("9-attention")
+    first = viewer.pixels()
+    for label in ("Core", "Layer"):
+        before = viewer.ask("v.heatKey")
+        viewer.page.get_by_role("slider", name=label, exact=True).press("ArrowRight")
+        viewer.until(f"v.heatKey !== {before!r} && v.pane.heatmap")
+    assert viewer.ask("v.heatKey.split('/').slice(1)") == ["1", "1"]
+    assert np.abs(viewer.pixels() - first).max() > 20  # another core of another layer looks elsewhere
+
+
+def test_channels_of_a_fluorescence_image_are_chosen_and_coloured(view: Open) -> None:
+    viewer = view("")
+    viewer.page.locator(".thumb", has_text="cells.ome.tif").click()
+    viewer.until("v.data.image.name.endsWith('cells.ome.tif') && v.pane.viewer.world.getItemAt(0)?.getFullyLoaded()")
+    viewer.settled_image()
+    blue = viewer.at(150, 150)
+    assert blue[2] > 100
+    assert blue[0] < 40
+    viewer.page.locator("summary", has_text="Channels").click()
+    viewer.shoot("17-fluorescence")
+    viewer.page.get_by_role("checkbox", name="DAPI").uncheck()
+    viewer.until("v.data.look && v.pane.viewer.world.getItemAt(0)?.getFullyLoaded()")
+    viewer.settled_image()
+    assert viewer.at(150, 150).max() < 40
+    assert viewer.at(350, 350)[1] > 100
+
+
+def test_one_goes_to_places_in_pixels_the_crs_and_degrees(view: Open, folder: Path) -> None:
+    viewer = view("")
+    viewer.page.locator(".thumb", has_text="OSBS_029.tif").click()
+    viewer.until("v.data.image.name.endsWith('OSBS_029.tif') && v.pane.viewer.world.getItemAt(0)?.getFullyLoaded()")
+    with rasterio.open(folder / "samples" / "OSBS_029.tif") as dataset:
+        x, y = dataset.transform @ (300.5, 120.5)
+        lon, lat = Transformer.from_crs(dataset.crs, 4326, always_xy=True).transform(x, y)
+    for way, text in (("pixels", "120.5, 300.5"), ("EPSG:32617", f"{x}, {y}"), ("lat, lon", f"{lat:.9f} {lon:.9f}")):
+        viewer.ask("v.goTo({y: 10, x: 10, zoom: 2})")
+        viewer.key("g")
+        viewer.page.get_by_label("Kind of coordinates").select_option(way)
+        viewer.page.locator(".message input").fill(text)
+        viewer.page.keyboard.press("Enter")
+        viewer.until("Math.abs(v.place().y - 120.5) < 0.3 && Math.abs(v.place().x - 300.5) < 0.3", 10)
+    viewer.key("g")
+    viewer.page.locator(".message input").fill("91, 500")
+    viewer.page.keyboard.press("Enter")
+    expect(viewer.page.locator(".message")).to_contain_text("outside of the image")
 
 
 def test_a_row_of_the_table_of_regions_goes_there(view: Open) -> None:
@@ -521,3 +576,39 @@ def test_a_raster_and_its_mask_lie_on_the_map(
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         expect(page.locator(".cursor")).to_contain_text("lon -81.98")
         page.close()
+
+
+def test_whoever_signs_in_sees_slides_and_nobody_else_does(
+    folder: Path, browser: Browser, shots: Path, tmp_path: Path
+) -> None:
+    port = free_port("127.0.0.1", 0)
+    with providing() as provider:
+        (tmp_path / ".streamlit").mkdir()
+        (tmp_path / ".streamlit" / "secrets.toml").write_text(provider.secrets(f"http://127.0.0.1:{port}"))
+        with serving([folder / "samples"], tmp_path, port=port) as server:
+            page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+            viewer, statuses = Viewer(page, shots), {}
+            page.on("response", lambda answer: statuses.setdefault(answer.url.replace(server.url, ""), answer.status))
+            page.goto(server.url)
+            sign_in = page.get_by_role("button", name="Sign in")
+            expect(sign_in).to_be_visible(timeout=60_000)
+            viewer.shoot("16-sign-in")
+            assert page.locator(".veca").count() == 0
+            assert not any("/veca/image" in url for url in statuses)
+            sign_in.click()
+            page.wait_for_selector(".veca .pane canvas", timeout=60_000)
+            viewer.settled()
+            assert {"/authorize", "/token", "/jwks"} <= set(provider.asked)
+            tiles = [url for url in statuses if "/veca/image" in url]
+            assert tiles
+            assert all("pass=" in url for url in tiles)
+            assert {statuses[url] for url in tiles} == {200}
+            # The cookie of who has signed in opens no tile: the pass does, for as long as it holds.
+            bare = tiles[0].split("?")[0]
+            assert page.evaluate("async url => (await fetch(url)).status", bare) == 401
+            assert server.ask(bare)[0] == 401
+            expect(page.get_by_text("Ada Pathologist")).to_be_visible()
+            page.get_by_role("button", name="Sign out").click()
+            expect(sign_in).to_be_visible(timeout=60_000)
+            assert page.locator(".veca").count() == 0
+            page.close()

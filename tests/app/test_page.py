@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bundles import write_bundle
+from drawn_slides import tissue, write_svs
 from numpy.typing import NDArray
 from pages import OpenPage, chosen, words
 from PIL import Image
@@ -147,6 +149,41 @@ def test_files_are_offered_and_large_ones_are_told(bundle: Bundle, folder: Path,
     assert offered == ["areas.csv", "preview.png"]
     assert "mask.tif is large" in words(page)
     assert str(bundle.folder) in [code.value for code in page.code]
+
+
+def test_a_folder_is_run_watched_and_stopped_from_the_page(folder: Path, open_page: OpenPage) -> None:
+    write_svs(folder / "good.svs", tissue(300, 260))
+    (folder / "bad.svs").write_bytes((folder / "good.svs").read_bytes()[:3000])
+    page = open_page(folder)
+    page.multiselect(key="batch images").set_value(page.multiselect(key="batch images").options).run()
+    assert page.button(key="batch start").disabled is False
+    page.text_input(key="batch folder").set_value("../out").run()
+    assert page.button(key="batch start").disabled
+    page.text_input(key="batch folder").set_value("out").run()
+    page.button(key="batch start").click().run()
+    assert any(button.key == "batch stop" for button in page.button)
+    batch = the_desk().batch
+    assert batch is not None
+    deadline = time.monotonic() + 180
+    while batch.status is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert batch.status == 1, list(batch.lines)
+    page.run()
+    assert "Some images failed; the others are done." in words(page)
+    assert "bad.svs" in words(page)
+    page.button(key="batch close").click().run()
+    assert [layer.kind for layer in the_desk().catalog.look().layers.values()] == ["result"]
+    # The second run is stopped, and says so.
+    page.multiselect(key="batch images").set_value(page.multiselect(key="batch images").options[-1:]).run()
+    page.text_input(key="batch folder").set_value("again").run()
+    page.button(key="batch start").click().run()
+    page.button(key="batch stop").click().run()
+    again = the_desk().batch
+    assert again is not None and again is not batch  # noqa: PT018
+    while again.status is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    page.run()
+    assert "Stopped." in words(page)
 
 
 def _ids() -> list[str]:

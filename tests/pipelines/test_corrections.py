@@ -12,11 +12,13 @@ from drawn_slides import tissue, write_svs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rasterio.features import rasterize
 
 from pipelines.display.masks import MaskTiles
 from pipelines.errors import RequestError
 from pipelines.live.corrected import SHAPES, CorrectedTiles, write_corrected
 from pipelines.live.corrections import STROKES, Corrections, Stroke
+from pipelines.live.excerpt import FORMATS, write_excerpt
 from pipelines.truth import read_shapes
 from tiling import Box, LabelClass, Size, View, open_image
 from tiling.canvas import Canvas
@@ -194,3 +196,29 @@ def test_a_damaged_journal_and_other_classes_are_told(tmp_path: Path, slide: Pat
     mask = MaskTiles.open(tmp_path / "case" / "labels.zarr", None)
     with pytest.raises(RequestError, match="move the corrections elsewhere"):
         CorrectedTiles(mask, Corrections(corrections.folder))
+
+
+@pytest.mark.parametrize("kind", ["slide", "raster"])
+def test_an_excerpt_holds_the_chosen_classes_of_what_was_drawn_in_their_place(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    image: Path = request.getfixturevalue(kind)
+    corrections = begin(tmp_path, image)
+    values = paint(corrections)
+    labels = Labels.open(corrections.mask / "labels.zarr")
+    corners = [(120.0, 90.0), (120.0, 480.0), (480.0, 480.0), (480.0, 90.0)]
+    out = tmp_path / "out"
+    out.mkdir()
+    files = write_excerpt(labels, corrections, corners, [1, 4], list(FORMATS.values()), out)
+    assert {path.name for path in files} == {"regions.geojson", "regions.gpkg", "regions.csv", "areas.csv"}
+    assert set(out.iterdir()) == set(files)
+    wanted = np.full_like(values, 255)
+    wanted[120:480, 90:480] = values[120:480, 90:480]
+    wanted[wanted == 0] = 255
+    found = np.full_like(values, 255)
+    for feature in json.loads((out / "regions.geojson").read_text())["features"]:
+        shape, value = feature["geometry"], feature["properties"]["value"]
+        found[rasterize([(shape, 1)], out_shape=found.shape) == 1] = value
+    assert np.array_equal(found, wanted)
+    with pytest.raises(RequestError, match="nothing of these classes"):
+        write_excerpt(labels, None, [(650.0, 5.0), (650.0, 9.0), (690.0, 9.0)], [4], ["regions.csv"], out)

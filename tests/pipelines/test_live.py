@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_slides import write_svs
+from drawn_slides import tissue, write_svs
+from PIL import Image
 
 from pipelines.display.masks import MaskTiles, polygon_mask
 from pipelines.errors import RequestError
@@ -154,6 +155,19 @@ def test_regions_of_a_region_lie_where_they_are_on_the_image(asked: dict[str, An
     (folder / "regions.csv").write_text("class,value\nx")
     with pytest.raises(RequestError, match="is damaged"):
         read_regions(folder, 3)
+
+
+def test_regions_of_a_picture_without_a_pixel_size_lie_where_they_are(
+    tmp_path: Path, tiny_model: Path, asked: dict[str, Any]
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(tissue(500, 480)).save(picture)
+    said = run({**asked, "image": str(picture), "spacing": "native", "model": str(tiny_model)})
+    assert said[-1]["event"] == "finished", said[-1]
+    content = json.loads((Path(asked["folder"]) / "regions.geojson").read_text())
+    corners = np.array([c for f in content["features"] for ring in f["geometry"]["coordinates"] for c in ring])
+    assert (corners.min(axis=0) >= (60, 100)).all()
+    assert corners.max(axis=0)[0] > 400
 
 
 def test_attention_maps_say_where_they_lie(tmp_path: Path, asked: dict[str, Any]) -> None:

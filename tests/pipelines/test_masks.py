@@ -21,6 +21,7 @@ from pipelines.live.board import Board
 from tiling import Box, Georef, LabelClass, Size
 from tiling.canvas import Canvas
 from tiling.labels import Labels
+from tiling.layers import Layer, quantised
 
 CLASSES = (LabelClass(0, "background", (0, 0, 0)), LabelClass(3, "nucleus", (0, 200, 0)))
 
@@ -172,3 +173,25 @@ def test_a_large_mask_is_thinned_by_a_process_of_its_own(tmp_path: Path, monkeyp
         shown, final = tiles.thin_tile(1, 0, 0)
     assert (shown[:, 2] == 3).all()
     tiles.close()
+
+
+def test_the_probability_beside_a_mask_is_told_for_a_pixel(tmp_path: Path) -> None:
+    values = np.zeros((50, 60), np.uint8)
+    layer = Layer("probability", ("background", "nucleus"))
+    probabilities = np.stack([np.full((50, 60), 0.25, np.float32), np.full((50, 60), 0.75, np.float32)])
+    seen = np.ones((50, 60), bool)
+    seen[10] = False
+    canvas = Canvas.create(
+        tmp_path / "labels.partial", size=Size(50, 60), block=512, chunk=512, classes=CLASSES, georef=Georef.pixels(),
+        kind="slide", name="x", fingerprint="f", layers=[layer],
+    )  # fmt: skip
+    with canvas:
+        (box,) = canvas.blocks
+        canvas.write(box, values, {"probability": quantised(probabilities, seen)})
+        labels = canvas.publish(tmp_path / "labels.zarr")
+    tiles = MaskTiles(labels, None)
+    assert tiles.confident
+    assert tiles.probability_at(20, 20) == pytest.approx(0.75, abs=1 / 254)
+    assert tiles.probability_at(10, 20) is None
+    assert tiles.probability_at(50, 0) is None
+    assert tiles.probability_at(-1, 0) is None

@@ -169,29 +169,87 @@ export class Readout {
     }
   }
 
+  // In what places can be written: name -> [what to write, (a, b) -> {y, x} or null].
+  ways() {
+    const { image, pass } = this.workspace.data;
+    const [a, b, c, d, e, f] = image.transform;
+    const fromWorld = (x, y) => {
+      const det = a * e - b * d;
+      return { x: (e * (x - c) - b * (y - f)) / det, y: (a * (y - f) - d * (x - c)) / det };
+    };
+    const ways = { pixels: ["row, column", (y, x) => ({ y, x })] };
+    if (image.unit === "um") ways["µm"] = ["x, y in µm", fromWorld];
+    if (image.unit === "crs") {
+      ways[image.crs ?? "CRS"] = ["x, y", fromWorld];
+      ways["lat, lon"] = ["latitude, longitude", async (lat, lon) => {
+        const query = new URLSearchParams({ lat, lon, ...(pass ? { pass } : {}) });
+        const answer = await fetch(`/veca/image/${image.id}/at?${query}`).catch(() => null);
+        const { place } = answer?.ok ? await answer.json() : {};
+        return place && { y: place[0], x: place[1] };
+      }];
+    }
+    return ways;
+  }
+
   askPlace() {
     const { workspace } = this;
+    const ways = this.ways();
     workspace.message.hidden = false;
     workspace.message.replaceChildren();
-    const input = element("input", { parent: workspace.message, placeholder: "row, column" });
-    input.setAttribute("aria-label", "Go to row, column");
-    input.onclick = (event) => event.stopPropagation();
-    input.onkeydown = (event) => {
+    const form = element("form", { parent: workspace.message });
+    form.onclick = (event) => event.stopPropagation();
+    const way = element("select", { parent: form });
+    for (const name of Object.keys(ways)) element("option", { parent: way, text: name, value: name });
+    way.setAttribute("aria-label", "Kind of coordinates");
+    way.value = ways[this.way] ? this.way : "pixels";
+    way.hidden = Object.keys(ways).length < 2;
+    const input = element("input", { parent: form });
+    const name = () => {
+      input.placeholder = ways[way.value][0];
+      input.setAttribute("aria-label", `Go to ${ways[way.value][0]}`);
+    };
+    way.onchange = () => {
+      this.way = way.value;
+      name();
+      input.focus();
+    };
+    name();
+    form.onkeydown = (event) => {
       event.stopPropagation();
       if (event.key === "Escape") workspace.message.hidden = true;
-      if (event.key !== "Enter") return;
-      const numbers = input.value.split(/[\s,;]+/).filter(Boolean).map(Number);
-      const { image } = workspace.data;
-      const [y, x] = numbers;
-      if (numbers.length !== 2 || !(y >= 0 && y <= image.height && x >= 0 && x <= image.width)) {
-        workspace.say(`Write a row up to ${whole(image.height)} and a column up to ${whole(image.width)}, like 1200, 3400.`);
-        return;
-      }
-      workspace.message.hidden = true;
-      workspace.goTo({ ...workspace.place(), y, x, zoom: Math.max(workspace.place().zoom, 0.5) }, false);
-      workspace.draw.flash([[y - 8, x - 8], [y - 8, x + 8], [y + 8, x + 8], [y + 8, x - 8]]);
     };
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      this.goTo(input.value, ...ways[way.value]);
+    };
+    element("button", { parent: form, text: "Go", type: "submit" });
     clearTimeout(workspace.hush);
     input.focus();
+  }
+
+  async goTo(text, words, find) {
+    const { workspace } = this;
+    const { image } = workspace.data;
+    const numbers = text.split(/[\s,;]+/).filter(Boolean).map(Number);
+    const at = numbers.length === 2 && numbers.every(Number.isFinite) ? await find(...numbers) : null;
+    if (!at || !(at.y >= 0 && at.y <= image.height && at.x >= 0 && at.x <= image.width)) {
+      const outside = at ? "That lies outside of the image. " : "";
+      workspace.say(`${outside}Write ${words}, like ${this.example(words)}.`);
+      return;
+    }
+    const { y, x } = at;
+    workspace.message.hidden = true;
+    workspace.goTo({ ...workspace.place(), y, x, zoom: Math.max(workspace.place().zoom, 0.5) }, false);
+    workspace.draw.flash([[y - 8, x - 8], [y - 8, x + 8], [y + 8, x + 8], [y + 8, x - 8]]);
+  }
+
+  // The middle of the image in the same words.
+  example(words) {
+    const { image } = this.workspace.data;
+    const [a, b, c, d, e, f] = image.transform;
+    const [y, x] = [Math.floor(image.height / 2), Math.floor(image.width / 2)];
+    if (words.startsWith("row")) return `${y}, ${x}`;
+    if (words.startsWith("x")) return `${(a * x + b * y + c).toFixed(1)}, ${(d * x + e * y + f).toFixed(1)}`;
+    return "48.8583, 2.2945";
   }
 }
