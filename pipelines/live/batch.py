@@ -28,7 +28,8 @@ class BatchRun:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             errors="replace",
         )  # fmt: skip
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     @property
     def status(self) -> int | None:
@@ -53,8 +54,10 @@ class BatchRun:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
+        self._listener.join(10)
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.lines.append(line.rstrip())
+        with self._process.stderr as said:
+            for line in said:
+                self.lines.append(line.rstrip())
