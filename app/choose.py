@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal
 
 import streamlit as st
@@ -50,7 +53,7 @@ def image(contents: Contents) -> ImageEntry | None:
 
 def masks(contents: Contents, of: ImageEntry) -> Shown:
     """The mask on the image, and what it is compared with."""
-    layers = {layer.id: layer for layer in contents.layers_of(of.id)}
+    layers = short_names(contents.layers_of(of.id), Path(of.name).name.partition(".")[0])
     made = st.session_state.pop("made", None)
     if made is not None and made[0] == of.id and made[1] in layers:
         st.session_state[f"mask {of.id}"] = made[1]  # a region that was finished just now
@@ -75,6 +78,13 @@ def masks(contents: Contents, of: ImageEntry) -> Shown:
     how = st.radio("How", modes, first_mode, horizontal=True, key="compare", label_visibility="collapsed")
     _put_into_address("compare", how if how != next(iter(MODES)) else None)
     return Shown(layers[first], layers[second], MODES[how])
+
+
+def short_names(layers: Sequence[LayerEntry], image: str) -> dict[str, LayerEntry]:
+    """By opaque name, each called without the image's name at the end of its own, as long as no two are alike then."""
+    short = [re.sub(rf"/{re.escape(image)}(?=$|, corrected$)", "", layer.name) for layer in layers]
+    names = short if len(set(short)) == len(short) else [layer.name for layer in layers]
+    return {layer.id: replace(layer, name=name) for layer, name in zip(layers, names, strict=True)}
 
 
 def on_map(desk: Desk, tiles: ImageTiles) -> bool:

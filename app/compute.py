@@ -120,8 +120,9 @@ def _wishes(desk: Desk, image: ImageEntry, tiles: ImageTiles) -> Wish | None:
     budgets = list(choice.budgets)
     cores = st.select_slider("Attention cores", budgets, budgets[-1], key=f"cores of {name}")
     memory = st.number_input(
-        "Memory (GiB)", 0.0, 1024.0, 0.0, 0.5, key="memory", help="0 takes four fifths of what is free."
-    )
+        "Memory (GiB)", 0.5, 1024.0, None, 0.5, key="memory", placeholder="automatic",
+        help="The most that may be used; automatic takes four fifths of what is free.",
+    )  # fmt: skip
     spacing = None
     if choice.card.spacing is not None and source.georef.spacing(source.levels[0].size) is None:
         spacing = st.text_input(
@@ -131,7 +132,7 @@ def _wishes(desk: Desk, image: ImageEntry, tiles: ImageTiles) -> Wish | None:
     if st.session_state.get("warm") != name:
         st.session_state["warm"] = name
         desk.engine.warm(name)
-    bound = int(memory * GIB) or None
+    bound = int(memory * GIB) if memory else None
     return Wish(str(image.path), name, None if cores == budgets[-1] else cores, bound, spacing)
 
 

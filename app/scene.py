@@ -60,7 +60,15 @@ def map_values(desk: Desk, entry: ImageEntry, tiles: MapTiles) -> Values:
     base = desk.base_map
     assert base is not None, "a map is shown where there is a base map"
     below = {"url": base.url, "credit": base.credit, "zoom": tiles.grid.zoom, "x": tiles.grid.x, "y": tiles.grid.y}
-    return {**image_values(entry, tiles), "id": entry.id + ON_MAP, "look": "", "channels": None, "base": below}
+    home = dict(zip(("y", "x", "height", "width"), tiles.home, strict=True))
+    return {
+        **image_values(entry, tiles),
+        "id": entry.id + ON_MAP,
+        "look": "",
+        "channels": None,
+        "base": below,
+        "home": home,
+    }
 
 
 def channels(tiles: ImageTiles) -> list[Values]:

@@ -117,7 +117,12 @@ class MapTiles(ImageTiles):
         """Raises RequestError for what no map service's grid can show."""
         self.image = image
         self.path = image.source.path
-        self.grid = _grid_of(self.path)
+        bounds, zoom = _place_of(self.path)
+        self.grid = Grid.around(bounds, zoom)
+        back = ~self.grid.georef.transform
+        (left, top), (right, bottom) = back @ (bounds[0], bounds[3]), back @ (bounds[2], bounds[1])
+        self.home = (float(top), float(left), float(bottom - top), float(right - left))
+        """(y, x, height, width) of the raster on the map."""
         # Nothing is read of it: it says where the pixels of the map lie.
         empty = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (self.grid.size.height, self.grid.size.width, 3))
         self.source = ArraySource(empty, georef=self.grid.georef)
@@ -178,7 +183,8 @@ def _side(zoom: int) -> float:
     return 2 * EDGE / float(2**zoom)
 
 
-def _grid_of(path: str) -> Grid:
+def _place_of(path: str) -> tuple[tuple[float, float, float, float], int]:
+    """((west, south, east, north) in EPSG:3857, the zoom that shows its own pixels)."""
     try:
         with rasterio.open(path) as dataset:
             bounds = transform_bounds(dataset.crs, "EPSG:3857", *dataset.bounds)
@@ -190,7 +196,7 @@ def _grid_of(path: str) -> Grid:
     zoom = max(0, math.ceil(math.log2(_side(0) / TILE / abs(warped.a)) - 0.1))
     if not np.isfinite(bounds).all():
         raise RequestError(f"{path} reaches beyond what a Web Mercator map shows; look at it without the map")
-    return Grid.around((float(bounds[0]), float(bounds[1]), float(bounds[2]), float(bounds[3])), zoom)
+    return (float(bounds[0]), float(bounds[1]), float(bounds[2]), float(bounds[3])), zoom
 
 
 def _part(

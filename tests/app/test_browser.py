@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import threading
 import time
@@ -329,11 +330,12 @@ def test_what_the_cores_look_at_is_laid_over_the_image(view: Open) -> None:
     viewer.settled()
     viewer.shoot("9-attention")
     first = viewer.pixels()
-    for label in ("Core", "Layer"):
+    for label, key in (("Core", "ArrowRight"), ("Layer", "ArrowLeft")):  # the first core, the last layer are shown
         before = viewer.ask("v.heatKey")
-        viewer.page.get_by_role("slider", name=label, exact=True).press("ArrowRight")
+        slider = viewer.page.get_by_test_id("stSlider").filter(has_text=re.compile(f"^{label}"))
+        slider.get_by_role("slider").press(key)
         viewer.until(f"v.heatKey !== {before!r} && v.pane.heatmap")
-    assert viewer.ask("v.heatKey.split('/').slice(1)") == ["1", "1"]
+    assert viewer.ask("v.heatKey.split('/').slice(1)") == ["4", "1"]
     assert np.abs(viewer.pixels() - first).max() > 20  # another core of another layer looks elsewhere
 
 
@@ -369,7 +371,8 @@ def test_one_goes_to_places_in_pixels_the_crs_and_degrees(view: Open, folder: Pa
         viewer.page.keyboard.press("Enter")
         viewer.until("Math.abs(v.place().y - 120.5) < 0.3 && Math.abs(v.place().x - 300.5) < 0.3", 10)
     viewer.key("g")
-    viewer.page.locator(".message input").fill("91, 500")
+    viewer.page.get_by_label("Kind of coordinates").select_option("pixels")
+    viewer.page.locator(".message input").fill("91, 5000")
     viewer.page.keyboard.press("Enter")
     expect(viewer.page.locator(".message")).to_contain_text("outside of the image")
 
@@ -550,7 +553,9 @@ def test_a_raster_and_its_mask_lie_on_the_map(
         viewer = Viewer(page, shots)
         page.goto(server.url + "?map=1")
         page.wait_for_selector(".veca .pane canvas")
-        viewer.until("v.pane.viewer.world.getItemCount() === 2 && v.pane.viewer.world.getItemAt(1).getFullyLoaded()")
+        viewer.until("v.scaleNow > 0.5", 60)  # it opens on the raster
+        viewer.ask("v.zoomBy(0.4)")
+        viewer.until("!v.pane.viewer.isAnimating() && v.pane.viewer.world.getItemAt(1)?.getFullyLoaded()")
         page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
         viewer.settled()
         expect(page.locator(".credit")).to_have_text("Blue maps")

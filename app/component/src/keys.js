@@ -1,9 +1,13 @@
 // Keys, as people who look at slides all day want them.
 import OpenSeadragon from "openseadragon";
 
-export const KEYS =
-  "0 whole image · 1 one to one · + − zoom · arrows move · R turn · M mask · O outlines · T thin classes · [ ] opacity · D rectangle · " +
-  "P polygon · Esc move · B paint · E erase · V restore · , . brush size · Z undo · G go to · L link · S picture · F full screen";
+export const KEYS = [
+  ["0", "whole image"], ["1", "one to one"], ["+ −", "zoom"], ["← → ↑ ↓", "move"], ["R", "turn"], ["G", "go to a place"],
+  ["M", "mask on or off"], ["O", "outlines"], ["[ ]", "opacity"], ["T", "keep thin classes"],
+  ["D", "draw a rectangle"], ["P", "draw a polygon"], ["Esc", "back to moving"],
+  ["B", "paint"], ["E", "erase"], ["V", "restore"], [", .", "brush size"], ["Z", "undo a stroke"],
+  ["L", "copy a link to this view"], ["S", "save a picture"], ["F", "full screen"],
+];
 
 export function onKey(workspace, event) {
   if (event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -14,7 +18,7 @@ export function onKey(workspace, event) {
     viewport.applyConstraints();
   };
   const does = {
-    0: () => viewport.goHome(),
+    0: () => workspace.home(),
     1: () => workspace.zoomTo(1),
     "+": () => workspace.zoomBy(1.6),
     "=": () => workspace.zoomBy(1.6),
@@ -44,7 +48,7 @@ export function onKey(workspace, event) {
     l: () => workspace.copyLink(),
     s: () => workspace.savePicture(),
     f: () => workspace.fullScreen(),
-    "?": () => workspace.say(KEYS),
+    "?": () => workspace.showKeys(),
   }[event.key];
   if (!does) return;
   event.preventDefault();

@@ -40,7 +40,8 @@ export class Layers {
 
   list(used) {
     const classes = new Map(used.flatMap((l) => l.classes.map((c) => [`${c.value} ${c.name}`, c])));
-    const mark = JSON.stringify([[...classes], used.map((l) => l.areas)]);
+    const { compare } = this.workspace.data;
+    const mark = JSON.stringify([[...classes], used.map((l) => [l.name, l.areas]), compare]);
     if (mark === this.mark) return;
     this.mark = mark;
     this.box.replaceChildren();
@@ -80,8 +81,13 @@ export class Layers {
       }
     }
     if (used.length > 1) element("p", { className: "note", parent: this.box, text: used.map((l) => l.name).join("  |  ") });
-    if (this.workspace.data.compare === "difference") {
-      element("p", { className: "note", parent: this.box, text: "Green: only in the second. Red: only in the first. Orange: another class." });
+    if (compare === "difference") {
+      const meanings = [["#5ac832", "only in the second"], ["#e63246", "only in the first"], ["#ffaa00", "another class"]];
+      for (const [colour, text] of meanings) {
+        const row = element("div", { className: "row class", parent: this.box });
+        element("span", { className: "swatch", parent: row }).style.background = colour;
+        element("span", { parent: row, text });
+      }
     }
   }
 

@@ -36,7 +36,9 @@ export class Workspace {
     this.makeTools();
     root.tabIndex = 0;
     root.addEventListener("keydown", (event) => onKey(this, event));
-    root.addEventListener("pointerdown", () => root.focus({ preventScroll: true }), true);
+    root.addEventListener("pointerdown", (event) => {
+      if (!event.target.closest("input, select")) root.focus({ preventScroll: true });
+    }, true);
     // For tests and the curious: what is shown, and how often tiles were asked for.
     root.veca = this;
   }
@@ -63,7 +65,7 @@ export class Workspace {
       polygon: button(bar, icon("polygon"), "Draw a polygon (P)", () => this.draw.use("polygon")),
     };
     element("span", { className: "gap", parent: bar });
-    button(bar, icon("whole"), "Whole image (0)", () => this.pane.viewer.viewport.goHome());
+    button(bar, icon("whole"), "Whole image (0)", () => this.home());
     button(bar, "1:1", "One pixel of the image on one of the screen (1)", () => this.zoomTo(1));
     button(bar, icon("minus"), "Zoom out (-)", () => this.zoomBy(1 / 1.6));
     button(bar, icon("plus"), "Zoom in (+)", () => this.zoomBy(1.6));
@@ -73,7 +75,7 @@ export class Workspace {
     button(bar, icon("link"), "Copy a link to this view (L)", () => this.copyLink());
     button(bar, icon("picture"), "Save what is shown as a picture (S)", () => this.savePicture());
     button(bar, icon("full"), "Full screen (F)", () => this.fullScreen());
-    button(bar, icon("keys"), "Keys (?)", () => this.say(KEYS));
+    button(bar, icon("keys"), "Keys (?)", () => this.showKeys());
     this.message = element("div", { className: "message", parent: this.root, hidden: true });
     this.message.onclick = () => (this.message.hidden = true);
     this.message.setAttribute("role", "status");
@@ -91,7 +93,7 @@ export class Workspace {
     if (anew || before.look !== look) {
       const kept = anew ? parseView(data.view) : this.place();
       if (anew) this.draw.clear();
-      this.pane.open(image, look, pass, () => kept && this.goTo(kept));
+      this.pane.open(image, look, pass, () => (kept ? this.goTo(kept) : image.home && this.home(true)));
       this.twin?.open(image, look, pass, () => this.follow(this.pane));
     }
     this.setCompare(data);
@@ -223,6 +225,15 @@ export class Workspace {
     viewport.panTo(item.imageToViewportCoordinates(x, y), now);
   }
 
+  // All of the image; on a map, all of the raster.
+  home(now = false) {
+    const { home } = this.data.image;
+    if (!home) return this.pane.viewer.viewport.goHome(now);
+    const { clientWidth, clientHeight } = this.pane.root;
+    const zoom = Math.min(clientWidth / home.width, clientHeight / home.height) * 0.8;
+    this.goTo({ y: home.y + home.height / 2, x: home.x + home.width / 2, zoom, turn: 0 }, now);
+  }
+
   jumpTo({ y, x, height, width }) {
     const { clientWidth, clientHeight } = this.pane.root;
     const zoom = Math.min(4, clientWidth / (width * 1.6), clientHeight / (height * 1.6));
@@ -303,6 +314,14 @@ export class Workspace {
   fullScreen() {
     if (document.fullscreenElement) document.exitFullscreen();
     else this.root.requestFullscreen();
+  }
+
+  showKeys() {
+    this.message.replaceChildren(element("dl", { className: "keys", children: KEYS.flatMap(([key, does]) => [
+      element("dt", { text: key }), element("dd", { text: does }),
+    ]) }));
+    this.message.hidden = false;
+    clearTimeout(this.hush);
   }
 
   say(text) {
