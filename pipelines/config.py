@@ -82,8 +82,17 @@ class NetworkRecipe(_Part):
     pretrained: Path | Literal["imagenet"] | None = None
     """Where weights start: 'imagenet' fetches the stem's published weights; a model folder continues from it; an
     encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's sizes and weights."""
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of a model that training went on from in what is kept, the rest is what it became (Wortsman et al.
+    2022): learns what is new without forgetting what was known."""
     rival: str | None = None
     """smp:ARCHITECTURE:ENCODER: train that network in place of VECA, to compare with."""
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> NetworkRecipe:
+        if self.keep and not isinstance(self.pretrained, Path):
+            raise ValueError(f"keep is a share of a model to go on from, and pretrained is {self.pretrained}")
+        return self
 
 
 class AugmentRecipe(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,6 +35,9 @@ class Learner:
         self.loss = SegmentationLoss(len(recipe.classes), recipe.loss)
         self.precision = fast_precision(device)
         quicken(self.network, device, self.precision)
+        self.keep = recipe.network.keep
+        self.first: dict[str, Tensor] = {}
+        """The weights that training started from, where a share of them is kept."""
         self.thrift = Thrift()
         self.called: nn.Module = self.network
         """What a batch goes through: the network, or DDP around it."""
@@ -47,6 +51,18 @@ class Learner:
         """With the weights that the recipe starts from."""
         self.candidate.start()
         self.average.module.load_state_dict(self.network.state_dict())
+        if self.keep:
+            self.first = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def kept(self) -> nn.Module:
+        """What is validated and kept: the running mean, and a share of what training started from."""
+        if not self.first:
+            return self.average.module
+        network = copy.deepcopy(self.average.module)
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(self.first[name], self.keep)
+        return network
 
     def saved(self, crop: Tensor) -> Saved:
         """What a crop (1, bands, H, W) with all cores keeps for the gradients."""

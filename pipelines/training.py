@@ -140,6 +140,8 @@ class Run:
         """The last checkpoint, or the weights that the recipe starts from."""
         path = self.out / STATE
         if path.is_file():
+            if self.recipe.network.keep:
+                self.learner.start()
             state = read_checkpoint(path, self.device, self.recipe.model_dump_json())
             self.learner.load_state_dict(state)
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
@@ -216,7 +218,7 @@ class Run:
     def milestone(self, cores: int, seconds: float) -> None:
         """Validates, keeps the best model, logs, draws the curves and writes a checkpoint."""
         full = self.candidate.budgets[-1]
-        network = self.learner.average.module
+        network = self.learner.kept()
         scenes = self.split.validation
         samples = Samples(self.recipe.classes)
         measured = validate(

@@ -244,6 +244,24 @@ def test_training_starts_from_another_model(trained: Path, data: Path, tmp_path:
             torch.testing.assert_close(mine[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best"), "keep": 0.25}
+    schedule = {**content()["schedule"], "steps": 3}
+    train(recipe(data, network=start, schedule=schedule), tmp_path, device="cpu")
+    learner = run(data, tmp_path, network=start, schedule=schedule).learner
+    kept, mean = learner.kept().state_dict(), learner.average.module.state_dict()
+    first = load_model(trained / "best").network.state_dict()
+    for name, value in kept.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * mean[name], msg=name)
+    best = load_model(tmp_path / "best").network.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in best.items())
+    with pytest.raises(RequestError, match="keep is a share of a model to go on from, and pretrained is imagenet"):
+        recipe(data, network={"pretrained": "imagenet", "keep": 0.5})
+
+
 def test_a_model_of_other_sizes_cannot_be_started_from(trained: Path, data: Path, tmp_path: Path) -> None:
     overrides = {**content()["network"]["overrides"], "layers": 3}
     start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
