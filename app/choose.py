@@ -46,6 +46,7 @@ def image(contents: Contents) -> ImageEntry | None:
     # One may come here by a link, by the box, or by a thumbnail.
     options = [entry.id for entry in entries]
     first = _place_of(options, "image", entries[0].id)
+    _forget_what_is_gone("image", options, first)
     chosen = st.selectbox("Image", options, first, format_func=names.__getitem__, key="image")
     _put_into_address("image", chosen)
     return contents.images[chosen]
@@ -104,10 +105,12 @@ def task_of(desk: Desk, of: ImageEntry) -> Task | None:
 
 
 def _choose(label: str, key: str, options: list[str], first: str, layers: dict[str, LayerEntry], of: ImageEntry) -> str:
+    place = _place_of(options, key, first)
+    _forget_what_is_gone(f"{key} {of.id}", options, place)
     chosen = st.selectbox(
         label,
         options,
-        _place_of(options, key, first),
+        place,
         format_func=lambda name: layers[name].name if name in layers else "–",
         key=f"{key} {of.id}",
     )
@@ -120,6 +123,12 @@ def _place_of(options: list[str], key: str, first: str) -> int:
     where the server was started again meanwhile."""
     asked = st.query_params.get(key)
     return options.index(asked if asked in options else first)
+
+
+def _forget_what_is_gone(key: str, options: list[str], first: int) -> None:
+    """A choice that is no longer offered, because it was deleted, gives way to another."""
+    if st.session_state.get(key, options[first]) not in options:
+        st.session_state[key] = options[first]
 
 
 def _put_into_address(key: str, value: str | None) -> None:

@@ -14,7 +14,7 @@ from app import viewer
 from app.choose import task_of
 from app.desk import Desk
 from app.patience import wait_for
-from app.words import plain
+from app.words import micro, plain
 from pipelines.display.catalog import ImageEntry
 from pipelines.display.tiles import ImageTiles
 from pipelines.live.engine import Task, Wish
@@ -54,7 +54,7 @@ class Segmenting:
             )  # fmt: skip
             if plan.state == "finished":
                 for line in plan.answer["lines"]:
-                    st.caption(plain(line))
+                    st.caption(plain(micro(line)))
                 with st.popover("What else could be chosen", width="stretch"):
                     st.code("\n".join(plan.answer["table"]), language=None)
             else:

@@ -60,7 +60,7 @@ class Worker:
         job = self.job(request)
         box = region_box(job, request["corners"])
         windows = sum(1 for _ in job.grid.touching(box))
-        lines = [f"{box.size} in {windows} window(s); {job.view.note}", describe(job.plan)]
+        lines = [f"{box.width} x {box.height} px in {windows} window(s); {job.view.note}", describe(job.plan)]
         self.say({"id": request["id"], "event": "planned", "lines": lines, "table": table(job.choices())})
 
     def segment(self, request: Request) -> None:

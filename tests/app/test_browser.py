@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ FLAGS: Final = (
     "--disable-sync", "--no-first-run",
 )  # fmt: skip
 SIZE: Final = {"width": 1440, "height": 900}
+PATIENCE: Final = 90_000
+"""Milliseconds that a busy machine may take for anything."""
 CLASSES: Final = (LabelClass(0, "background", (217, 217, 217)), LabelClass(1, "nucleus", (0, 168, 107)))
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 
@@ -172,6 +175,7 @@ def view(server: Server, browser: Browser, shots: Path) -> Iterator[Open]:
 
     def run(query: str = "") -> Viewer:
         page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+        page.set_default_timeout(PATIENCE)
         viewer = Viewer(page, shots)
         opened.append(viewer)
         page.on("request", lambda request: viewer.asked.append(request.url))
@@ -230,6 +234,21 @@ def test_classes_colours_and_opacity_ask_the_server_for_nothing(view: Open) -> N
     red = viewer.pixels()
     viewer.key("]")
     assert np.abs(viewer.pixels() - red).max() > 5
+    plain = viewer.pixels()
+    viewer.page.locator("summary", has_text="Brightness").click()
+    for name, value in (("Brightness", 0.3), ("Contrast", 2), ("Gamma", 2)):
+        before_it = viewer.pixels()
+        viewer.page.get_by_label(name, exact=True).evaluate(
+            f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }}"
+        )
+        assert np.abs(viewer.pixels() - before_it).mean() > 2, name
+    viewer.page.get_by_role("button", name="As the image is").click()
+    assert np.abs(viewer.pixels() - plain).max() < 3
+    with viewer.page.expect_download() as saved:
+        viewer.key("s")
+    picture = np.asarray(Image.open(saved.value.path()).convert("RGB")).astype(int)
+    assert picture.shape == plain.shape
+    assert np.abs(picture[200:600, 200:500] - plain[200:600, 200:500]).mean() < 3  # as it is on the screen
     viewer.key("o")
     viewer.shoot("3-outlines")
     tiles = [url for url in viewer.asked[asked:] if "/veca/mask/" in url or "/veca/image/" in url]
@@ -284,6 +303,15 @@ def test_a_drawn_rectangle_is_measured_and_segmented_live(view: Open, folder: Pa
     assert viewer.ask("v.layers.first.layer.confident")
     viewer.page.mouse.move(viewer.pane["x"] + viewer.pane["width"] / 2, viewer.pane["y"] + viewer.pane["height"] / 2)
     expect(viewer.page.locator(".cursor")).to_contain_text("confidence")
+    # A larger one is cancelled: what is finished is kept, and says that it is not all.
+    viewer.ask("v.draw.done([[100, 100], [100, 1900], [2800, 1900], [2800, 100]])")
+    expect(segment).to_be_enabled(timeout=90_000)
+    segment.click()
+    viewer.until("v.live.task && v.live.since > 0", 90)
+    viewer.page.get_by_role("button", name="Cancel").click()
+    viewer.until("!v.live.task && v.layers.first && !v.layers.first.layer.running", 120)
+    records = [json.loads(path.read_text()) for path in (folder / "regions").glob("*/live.json")]
+    assert sorted(record["finished"] for record in records) == [False, True]
 
 
 def test_two_results_are_compared(view: Open) -> None:
@@ -292,6 +320,8 @@ def test_two_results_are_compared(view: Open) -> None:
     viewer.choose("Compare with", "results/second")
     viewer.until("v.pane.mode === 'swipe' && v.layers.second?.tiles.size")
     viewer.settled()
+    shares = viewer.page.locator(".row.class", has_text="nucleus").locator(".amount").all_text_contents()
+    assert shares == ["9.7 %", "17.0 %"]  # of both
     viewer.shoot("6-swipe")
     viewer.page.get_by_text("Side by side", exact=True).click()
     viewer.until("v.twin?.viewer.world.getItemAt(0)?.getFullyLoaded()")
@@ -481,6 +511,8 @@ def test_classes_are_painted_erased_taken_back_and_written_beside_the_result(vie
     viewer.ask("v.goTo({y: 1000, x: 1000, zoom: 1})")
     viewer.page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
     viewer.settled()
+    other = view("?" + viewer.page.url.partition("?")[2])  # the same in another tab
+    viewer.page.bring_to_front()
     viewer.key("b")
     viewer.drag((-150, -60), (150, 60))
     viewer.until("v.correct.count === 1 && !v.correct.queue.length")
@@ -496,7 +528,11 @@ def test_classes_are_painted_erased_taken_back_and_written_beside_the_result(vie
     viewer.until("v.correct.count === 1 && !v.correct.queue.length")
     viewer.settled()
     assert np.abs(viewer.at(1000, 1000) - (0, 168, 107)).max() < 3
-    # Zoomed out it is there too, and the table of what is drawn counts it.
+    # The other tab shows it with its next question to the page.
+    other.ask("v.draw.done([[980, 980], [980, 1020], [1020, 1020], [1020, 980]])")
+    other.until("v.correct.count === 1 && [...v.layers.first.tiles.values()].length && !v.layers.first.loading.size")
+    assert other.ask("v.layers.first.valueAt(1000, 1000).value") == 1
+    # The table of what is drawn counts it.
     viewer.ask("v.draw.done([[980, 980], [980, 1020], [1020, 1020], [1020, 980]])")
     expect(viewer.page.locator(".measured td", has_text="nucleus").locator("xpath=../td[3]")).not_to_be_empty()
     viewer.page.get_by_role("button", name="Write the files").click()

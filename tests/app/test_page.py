@@ -189,3 +189,54 @@ def test_a_folder_is_run_watched_and_stopped_from_the_page(folder: Path, open_pa
 
 def _ids() -> list[str]:
     return list(the_desk().catalog.look(fresh=0).layers)
+
+
+def test_what_is_deleted_while_it_is_shown_is_gone_with_the_next_look(
+    bundle: Bundle, image: Path, values: NDArray[np.uint8], folder: Path, open_page: OpenPage
+) -> None:
+    other = write_bundle(folder / "results" / "case 2", image, values)
+    page = open_page(folder)
+    first = chosen(page, "Mask").value
+    desk = the_desk()
+    shown = desk.catalog.layer(first)
+    assert shown is not None
+    shutil.rmtree(shown.folder)
+    desk.catalog.look(fresh=-1)
+    page.run()
+    assert not page.exception
+    left = {bundle.folder, other.folder} - {shown.folder}
+    assert {layer.folder for layer in desk.catalog.look().layers.values()} == left
+    assert chosen(page, "Mask").value != first
+    image.unlink()
+    desk.catalog.look(fresh=-1)
+    page.run()
+    assert not page.exception
+    assert "here is the mask alone" in words(page)
+
+
+def test_corrections_are_begun_once_and_listed_with_their_mask(
+    bundle: Bundle, folder: Path, open_page: OpenPage
+) -> None:
+    page = open_page(folder)
+    (layer,) = the_desk().catalog.look().layers
+    page.button(key=f"correct {layer}").click().run()
+    assert not page.exception
+    made = bundle.folder.with_name("case 1.corrected")
+    assert (made / "strokes.jsonl").read_bytes() == b""
+    assert str(made) in [code.value for code in page.code]
+    assert "corrected" in str(chosen(page, "Mask").options)
+    chosen(page, "Mask").set_value(layer).run()
+    assert next(b for b in page.button if b.key == f"correct {layer}").label == "Go on correcting"
+    shutil.rmtree(bundle.folder)
+    the_desk().catalog.look(fresh=-1)
+    page.run()
+    assert not page.exception
+    assert "its strokes are kept" in words(page)
+
+
+def test_a_mask_at_the_top_of_what_is_shown_cannot_be_corrected_beside_it(bundle: Bundle, open_page: OpenPage) -> None:
+    page = open_page(bundle.folder)
+    (layer,) = the_desk().catalog.look().layers
+    page.button(key=f"correct {layer}").click().run()
+    assert "show the folder above it" in page.error[0].value.replace("\\", "")
+    assert not bundle.folder.with_name("case 1.corrected").exists()

@@ -271,12 +271,21 @@ def test_a_corrupt_slide_is_told_and_the_others_go_on(opened: Open) -> None:
     assert opened.server.ask(f"/veca/image/{opened.image}/1/0/0")[0] == 200
 
 
+def test_no_name_becomes_markup_in_the_browser() -> None:
+    sources = (Path(__file__).parents[2] / "app" / "component" / "src").glob("*.js")
+    program = "".join(path.read_text() for path in sources)
+    assert "textContent" in program
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "srcdoc", "eval("):
+        assert way not in program, way
+
+
 def test_the_server_holds_no_torch(opened: Open) -> None:
     opened.server.ask(f"/veca/image/{opened.image}/0/0/0")
     maps = Path(f"/proc/{opened.server.process.pid}/maps")
     if not maps.exists():
         pytest.skip("this system does not say which libraries a process holds")
     assert "libtorch" not in maps.read_text()
+    assert "libarrow" not in maps.read_text()  # which Streamlit loads for tables, with pandas: we have none
 
 
 def test_the_programs_licences_are_served_beside_it(opened: Open) -> None:

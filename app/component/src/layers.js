@@ -1,7 +1,7 @@
 // The legend: classes with colours, switches and areas; opacity and outlines. Nothing here asks the server.
 import { element, slider } from "./dom.js";
 import { packed } from "./mask.js";
-import { area, share } from "./format.js";
+import { area, share, whole } from "./format.js";
 
 export class Layers {
   constructor(workspace) {
@@ -21,7 +21,10 @@ export class Layers {
     const mask = (l) => {
       if (!l) return null;
       const known = this.masks.get(l.id);
-      if (known && known.layer.version === l.version) return known;
+      if (known && known.layer.version === l.version) {
+        known.layer = l;
+        return known;
+      }
       const made = this.workspace.makeMask(l);
       this.masks.set(l.id, made);
       return made;
@@ -76,8 +79,10 @@ export class Layers {
       for (const l of used) {
         const found = l.areas?.find((a) => a.value === entry.value);
         if (!found) continue;
-        const told = element("span", { className: "amount", parent: row, text: share(found.share) });
-        told.title = area(found.area, found.unit) || `${found.pixels} px`;
+        const size = area(found.area, found.unit) || `${whole(found.pixels)} px`;
+        const told = element("span", { className: "amount", parent: row, text: share(found.share), title: size });
+        // Beside those of a second mask there is room for shares alone; the table below has both areas.
+        if (used.length === 1) element("small", { parent: told, text: size });
       }
     }
     if (used.length > 1) element("p", { className: "note", parent: this.box, text: used.map((l) => l.name).join("  |  ") });
