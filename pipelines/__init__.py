@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipelines.distillation import distill
     from pipelines.evaluation import evaluate
     from pipelines.job import Options
+    from pipelines.planning import Planned, plan
     from pipelines.segmentation import segment, segment_all
     from pipelines.training import train
 
@@ -20,6 +21,8 @@ _HOMES: Final = {
     "distill": "pipelines.distillation",
     "evaluate": "pipelines.evaluation",
     "Options": "pipelines.job",
+    "Planned": "pipelines.planning",
+    "plan": "pipelines.planning",
     "segment": "pipelines.segmentation",
     "segment_all": "pipelines.segmentation",
     "train": "pipelines.training",
@@ -29,9 +32,11 @@ _HOMES: Final = {
 __all__ = [
     "Bundle",
     "Options",
+    "Planned",
     "convert",
     "distill",
     "evaluate",
+    "plan",
     "segment",
     "segment_all",
     "train",

@@ -93,6 +93,10 @@ class PlanRecord(_Part):
     predicted: int
     """Bytes that it was expected to need at its peak."""
     reason: str
+    chunk: int = 0
+    """Tokens that the encoder worked on at once; 0: not recorded."""
+    seconds: float | None = None
+    """That the network was expected to take, where time was bounded."""
 
 
 class SeamRecord(_Part):

@@ -31,6 +31,7 @@ ModelName = Annotated[str, typer.Option("--model", "-m", help="A shipped model's
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Cores = Annotated[str, typer.Option(help="auto, or a number of cores that the model can run with.")]
 Memory = Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; 80 % of what is free.")]
+Time = Annotated[str | None, typer.Option(help="Bound on the network's time for an image, like 90s or 10min.")]
 Window = Annotated[int | None, typer.Option(min=1, help="Side of a window in pixels; the model's own.")]
 SpacingText = Annotated[
     str | None, typer.Option(help="Size of the image's own pixels, like 0.25um or 0.3m; or native: read as is.")
@@ -51,6 +52,7 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder or s3://, gs://, az:// address for the results.")],
     cores: Cores = "auto",
     memory: Memory = None,
+    time: Time = None,
     device: Device = "auto",
     window: Window = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
@@ -76,8 +78,9 @@ def segment(
     listed = list_images(images, recursive=recursive)
     # What comes now loads torch, which takes seconds: a wrong path is told before.
     from pipelines.bundle import Bundle
+    from pipelines.device import parse_bytes
     from pipelines.job import Options
-    from pipelines.plan import parse_bytes
+    from pipelines.pace import parse_time
     from pipelines.segmentation import segment_all
     from veca_core import load_model
 
@@ -87,6 +90,7 @@ def segment(
         window=window,
         overlap=overlap,
         memory=parse_bytes(memory) if memory else None,
+        time=parse_time(time) if time else None,
         device=device,
         spacing=parse_spacing(spacing),
         exports=parse_names(exports),
@@ -120,6 +124,7 @@ def plan(
     image: Annotated[str, typer.Argument(help="An image.")],
     model: ModelName,
     memory: Memory = None,
+    time: Time = None,
     device: Device = "auto",
     cores: Cores = "auto",
     window: Window = None,
@@ -133,28 +138,28 @@ def plan(
     """
     from dataclasses import asdict
 
-    from pipelines.job import Job, Options
-    from pipelines.plan import describe, parse_bytes, table
-    from tiling import open_image
+    from pipelines.device import parse_bytes
+    from pipelines.job import Options
+    from pipelines.pace import parse_time
+    from pipelines.planning import plan as look_ahead
     from veca_core import load_model
 
     options = Options(
         cores=parse_cores(cores),
         window=window,
         memory=parse_bytes(memory) if memory else None,
+        time=parse_time(time) if time else None,
         device=device,
         spacing=parse_spacing(spacing),
         bands=parse_names(bands),
     )
     check_exists(image)
-    source = open_image(image, bands=options.bands)
-    job = Job.prepare(source, load_model(model), Path(source.name), options)
-    rows = job.choices()
+    planned = look_ahead(image, load_model(model), options)
     if as_json:
         print_json([{**asdict(row.plan), "time": row.time, "mean_iou": row.mean_iou, "chosen": row.chosen,
-                     "fits": row.fits} for row in rows])  # fmt: skip
+                     "fits": row.fits} for row in planned.choices])  # fmt: skip
     else:
-        print_lines([job.view.note, *table(rows), describe(job.plan)])
+        print_lines([str(planned)])
 
 
 @app.command()
@@ -244,7 +249,7 @@ def train(
     Example: veca train docs/models/nuclei.yaml --out runs/nuclei
     """
     from pipelines.config import read_data, read_recipe
-    from pipelines.plan import parse_bytes
+    from pipelines.device import parse_bytes
     from pipelines.team import joined
     from pipelines.training import train as run
 

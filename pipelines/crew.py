@@ -18,9 +18,10 @@ from distributed import Client
 
 from pipelines import worker
 from pipelines.cluster import called, local_processes
+from pipelines.device import format_bytes, resident
 from pipelines.errors import RequestError
 from pipelines.job import Options, versions
-from pipelines.plan import SHARE, Plan, Wishes, format_bytes, resident
+from pipelines.planner import SHARE, Plan, Wishes
 from pipelines.progress import Report
 from pipelines.worker import Call, Member, ModelTicket, NeedsModelError, UnfitError
 from tiling import Size, storage

@@ -19,13 +19,13 @@ from pipelines.candidate import network_config
 from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
 from pipelines.config import ScheduleRecipe
 from pipelines.crops import Crops, collate
+from pipelines.device import choose_device
 from pipelines.distill_recipe import DistillRecipe, Stage
 from pipelines.errors import RequestError
 from pipelines.fast import quicken
 from pipelines.images import list_images
 from pipelines.inference import autocast, fast_precision
 from pipelines.optimiser import learning_rate
-from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.scenes import IGNORE, Scene
 from pipelines.survey import measure_bands

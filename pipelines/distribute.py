@@ -25,7 +25,7 @@ from pipelines.crew import Crew
 from pipelines.desk import Desk, Gate
 from pipelines.errors import RequestError
 from pipelines.job import Job, Options
-from pipelines.plan import Plan, Wishes
+from pipelines.planner import Plan, Wishes
 from pipelines.progress import Clock, Report
 from pipelines.worker import Order, Piece
 from tiling import Box, ImageError, Size, storage

@@ -15,11 +15,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from pipelines.device import choose_device, format_bytes, free_memory
 from pipelines.gauge import GaugeError, gauge
 from pipelines.inference import autocast, fast_precision
 from pipelines.job import versions
 from pipelines.known import KNOWN, known_network, known_picture, sample
-from pipelines.plan import Wishes, choose_device, format_bytes, free_memory, make_plan, pass_bytes
+from pipelines.planner import Wishes, make_plan, pass_bytes
 from tiling import Size
 from veca_core import ModelError, Segmenter, VecaEncoder, load_model, preset, shipped_models
 from veca_core.memory import RESIDENT, encoder_bytes
@@ -171,7 +172,7 @@ def throughput(device: torch.device) -> Iterator[Check]:
     for cores in BUDGETS:
         best = float("inf")
         with torch.inference_mode(), autocast(device, fast_precision(device)):
-            for _ in range(3):
+            for _ in range(2):
                 started = time.perf_counter()
                 patches = network(picture, cores, scale=scale, skips=False).patches
                 finite = bool(patches.sum().isfinite())  # waits for the device

@@ -16,8 +16,8 @@ from torch import nn
 
 from pipelines.config import DataRecipe, TrainRecipe
 from pipelines.curves import draw_scores
+from pipelines.device import choose_device
 from pipelines.errors import RequestError
-from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.rival import Rival, load_rival
 from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes

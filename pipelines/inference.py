@@ -80,6 +80,8 @@ class Predictor:
     two differ by (total variation, 0..1) is one more channel."""
     stepped_down: Report = quiet
     """Told what is given up because memory ran out."""
+    chunk: int | None = None
+    """Tokens that the encoder works on at once; None: what suits the device."""
 
     @property
     def channels(self) -> int:
@@ -194,7 +196,7 @@ class Predictor:
 
     def _softmax(self, tensor: torch.Tensor, cores: int) -> torch.Tensor:
         with autocast(self.device, self.precision):
-            logits = self.network(tensor, cores)
+            logits = self.network(tensor, cores) if self.chunk is None else self.network(tensor, cores, self.chunk)
         probabilities: torch.Tensor = logits.float().softmax(dim=1)
         return probabilities
 

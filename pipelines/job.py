@@ -25,9 +25,12 @@ from pipelines.bundle import (
     export_tags,
     image_fingerprint,
 )
+from pipelines.choices import Choice, choices
+from pipelines.device import choose_device
 from pipelines.errors import RequestError
+from pipelines.pace import measure_pace
 from pipelines.peak import peak_memory
-from pipelines.plan import Choice, Plan, Planner, Wishes, check_overlap, choices, choose_device, halvings, make_plan
+from pipelines.planner import Plan, Planner, Wishes, check_overlap, halvings, make_plan
 from pipelines.room import plan_with_room
 from tiling import Grid, Source, Spacing, View, storage
 from tiling.exports import EXPORTS
@@ -51,6 +54,8 @@ class Options:
     overlap: int | None = None
     memory: int | None = None
     """Bytes; None for four fifths of what is free."""
+    time: float | None = None
+    """Seconds that the network may take for one image; None for as long as it takes."""
     device: str = "auto"
     spacing: Spacing | Literal["native"] | None = None
     """The size of the image's own pixels where the file does not say it; 'native' reads pixels as they are."""
@@ -72,6 +77,8 @@ class Options:
         unknown = [name for name in self.exports if name not in EXPORTS]
         if unknown:
             raise RequestError(f"there is no export {unknown[0]!r}; the exports are {', '.join(EXPORTS)}")
+        if self.time is not None and self.dask is not None:
+            raise RequestError("a bound on time is for one machine; leave out --time or --dask")
 
     def check(self, model: Model) -> None:
         """Raises RequestError or ModelError for what this model can do for no image at all."""
@@ -107,6 +114,10 @@ class Job:
         budgets = best_first(model)
         wishes = Wishes(options.cores, options.window, options.overlap, options.memory, options.device, budgets)
         full, window = model.network.encoder.config.cores, model.card.window
+        if options.time is not None:
+            device, tissue = choose_device(options.device), searches_tissue(source, model, options)
+            pace = measure_pace(model.network, view, options.window or window, device, tissue)
+            wishes = replace(wishes, time=options.time, pace=pace)
         asked = request(source, model, options)
         fresh = plan_with_room(source, planner, network_size(model.network), view.size, full, window, wishes)
         plan = remembered_plan(folder, asked, fresh)
@@ -146,8 +157,7 @@ class Job:
     @property
     def searches_tissue(self) -> bool:
         """Whether parts without tissue are left out: with models for slides, and on slides with models for anything."""
-        kind = self.model.card.kind
-        return self.options.tissue and (kind == "slide" or (kind == "any" and self.source.kind == "slide"))
+        return searches_tissue(self.source, self.model, self.options)
 
     def choices(self) -> list[Choice]:
         """The plan among those that were not chosen."""
@@ -217,6 +227,12 @@ class Job:
         )  # fmt: skip
 
 
+def searches_tissue(source: Source, model: Model, options: Options) -> bool:
+    """Whether parts of this image without tissue are left out."""
+    kind = model.card.kind
+    return options.tissue and (kind == "slide" or (kind == "any" and source.kind == "slide"))
+
+
 def best_first(model: Model) -> tuple[int, ...]:
     """The numbers of cores a model can run with, by the accuracy that its card records, then by their number."""
     recorded = {score.cores: score.mean_iou for score in model.card.scores}
@@ -256,7 +272,7 @@ def request(source: Source, model: Model, options: Options) -> str:
     """Names what is asked for: the same for the same input, model and wishes."""
     # On a cluster the device is the workers', and need not be here.
     device = options.device if options.dask else str(choose_device(options.device))
-    wishes = (options.cores, options.window, options.overlap, options.bands, device)
+    wishes = (options.cores, options.window, options.overlap, options.bands, device, options.time)
     text = json.dumps(
         [image_fingerprint(source.path), model.digest, wishes, str(options.spacing), options.tissue, version("veca")]
     )
@@ -265,7 +281,7 @@ def request(source: Source, model: Model, options: Options) -> str:
 
 def fingerprint(asked: str, plan: Plan) -> str:
     """Names a run: what was asked for, and what was chosen for it."""
-    chosen = (plan.cores, plan.window, plan.overlap, plan.batch, plan.block, plan.precision, plan.device)
+    chosen = (plan.cores, plan.window, plan.overlap, plan.batch, plan.block, plan.precision, plan.device, plan.chunk)
     return hashlib.sha256(json.dumps([asked, chosen]).encode()).hexdigest()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipelines.device import format_bytes
 from pipelines.errors import RequestError
-from pipelines.plan import READING, Plan, Planner, Wishes, format_bytes
+from pipelines.planner import READING, Plan, Planner, Wishes
 from tiling import Size, Source
 from veca_core.memory import NetworkSize
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from pipelines import damage
 from pipelines.bundle import LABELS, Bundle, SeamRecord, remove_result, write_run
+from pipelines.choices import describe
 from pipelines.confidence import LAYERS, contrast, layer_values, wanted_layers
 from pipelines.errors import USER_ERRORS, RequestError, said_by_system
 from pipelines.inference import Prediction, Predictor
 from pipelines.job import PLAN, Job, Options, absolute, remember_plan
-from pipelines.plan import CHUNK, describe, make_plan
+from pipelines.planner import CHUNK, make_plan
 from pipelines.progress import Clock, Report, quiet
 from pipelines.remote import Store
 from tiling import NODATA, Box, ImageError, LabelClass, open_image, storage
@@ -34,6 +35,7 @@ from tiling.readers.opened import short_name
 from tiling.seams import seams
 from tiling.tissue import tissue_mask
 from veca_core import Model
+from veca_core.streaming import default_chunk
 
 if TYPE_CHECKING:
     from pipelines.distribute import Team
@@ -331,6 +333,7 @@ def open_predictor(job: Job, stepped_down: Report = quiet) -> Predictor:
         bands=job.bands,
         contrast=contrast(job.model, job.plan.cores) if "uncertainty" in job.options.exports else None,
         stepped_down=stepped_down,
+        chunk=job.plan.chunk if job.plan.chunk < default_chunk(device.type) else None,
     )
 
 

@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from pipelines.device import resident
 from pipelines.errors import RequestError
-from pipelines.plan import resident
 
 STATES: Final = 3
 """Copies of the weights that the first step adds: gradients, and AdamW's two moments."""

@@ -22,9 +22,9 @@ from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
 from pipelines.config import TrainRecipe
 from pipelines.crops import Crops, collate
 from pipelines.curves import draw_curves
+from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.optimiser import learning_rate
-from pipelines.plan import choose_device
 from pipelines.progress import Report, quiet
 from pipelines.scenes import Split, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.steps import Learner

@@ -24,10 +24,11 @@ from distributed import Worker, get_worker
 
 from pipelines.bundle import LABELS, SeamRecord
 from pipelines.confidence import layer_values
+from pipelines.device import choose_device, free_memory, resident
 from pipelines.inference import Prediction, fast_precision
 from pipelines.job import Job, Options, open_view, versions
 from pipelines.peak import peak_memory
-from pipelines.plan import Plan, Wishes, choose_device, free_memory, make_plan, resident
+from pipelines.planner import Plan, Wishes, make_plan
 from pipelines.progress import Clock
 from pipelines.segmentation import class_values, export_labels, look_for_seams, open_predictor
 from tiling import NODATA, Box, Grid, ImageError, Size, open_image, storage

@@ -51,10 +51,10 @@ class Segmenter(nn.Module):
             raise ModelError("a network that was not loaded from a folder needs a card to be saved with")
         save_model(Path(folder), self, card, dtype)
 
-    def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
-        """Logits (B, classes, H, W), float32, for any H, W >= 1."""
+    def forward(self, pixels: Tensor, cores: int | None = None, chunk: int | None = None) -> Tensor:
+        """Logits (B, classes, H, W), float32, for any H, W >= 1; without gradients `chunk` tokens at a time."""
         height, width = pixels.shape[-2:]
-        tokens = self.encoder(pixels, cores, scale=(self.mean, self.std), skips=self.head.reads_skips)
+        tokens = self.encoder(pixels, cores, chunk, scale=(self.mean, self.std), skips=self.head.reads_skips)
         logits = self.head(tokens).float()
         patch = self.encoder.config.patch
         padded = (tokens.grid[0] * patch, tokens.grid[1] * patch)

@@ -54,8 +54,8 @@ class Worker:
 
     def plan(self, request: Request) -> None:
         """What a region would be run with, in lines for people."""
+        from pipelines.choices import describe, table
         from pipelines.live.region import region_box
-        from pipelines.plan import describe, table
 
         job = self.job(request)
         box = region_box(job, request["corners"])
@@ -65,10 +65,10 @@ class Worker:
 
     def segment(self, request: Request) -> None:
         from pipelines.bundle import image_fingerprint
+        from pipelines.choices import describe
         from pipelines.live.record import LiveRecord
         from pipelines.live.region import new_board, predict_region, publish, region_box
         from pipelines.peak import peak_memory
-        from pipelines.plan import describe
 
         started = time.monotonic()
         name, folder = request["id"], Path(request["folder"])

@@ -21,7 +21,7 @@ ANOTHER_VERSION = (
     "import importlib.metadata as m\n"
     "m.version = lambda name, true=m.version: '0.0.9' if name == 'veca' else true(name)\n"
 )
-SMALL_BLOCKS = "import pipelines.plan\npipelines.plan.BLOCKS = (512,)\n"
+SMALL_BLOCKS = "import pipelines.planner\npipelines.planner.BLOCKS = (512,)\n"
 """A preload after which images of a thousand pixels make several blocks."""
 
 

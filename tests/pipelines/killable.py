@@ -14,7 +14,7 @@ from pathlib import Path
 from places import PlaceModel, model
 from torch import Tensor
 
-import pipelines.plan
+import pipelines.planner
 import pipelines.segmentation
 from pipelines import Options, segment
 
@@ -22,13 +22,13 @@ from pipelines import Options, segment
 class Slow(PlaceModel):
     """Takes its time, so that there is something to interrupt."""
 
-    def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, cores: int | None = None, chunk: int | None = None) -> Tensor:
         time.sleep(0.005)
-        return super().forward(pixels, cores)
+        return super().forward(pixels, cores, chunk)
 
 
 def main(image: Path) -> None:
-    pipelines.plan.BLOCKS, pipelines.segmentation.CHUNK = (64,), 32
+    pipelines.planner.BLOCKS, pipelines.segmentation.CHUNK = (64,), 32
     used = model(2)
     used.network.__class__ = Slow
     for line in sys.stdin:

@@ -40,7 +40,7 @@ class PlaceModel(Segmenter):
         super().__init__(encoder, LinearHead(settings.dim, CLASSES, encoder.stem), bands)
         self.calls = 0
 
-    def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, cores: int | None = None, chunk: int | None = None) -> Tensor:  # noqa: ARG002
         self.encoder.config.check_budget(cores)
         self.calls += 1
         values = pixels.long()

@@ -102,7 +102,7 @@ def local(scene: Path, used: Model, tmp_path_factory: pytest.TempPathFactory) ->
 def segment_here(scene: Path, used: Model, out: Path) -> Bundle:
     """By this process, in the small blocks that a cluster is given."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.plan.BLOCKS", (512,))
+        patch.setattr("pipelines.planner.BLOCKS", (512,))
         return segment(scene, used, out, PLAIN)
 
 
@@ -130,7 +130,7 @@ def test_workers_started_by_hand_give_the_bytes_of_a_local_run(
     assert any("2 workers take part" in line for line in said)
     # And what is finished there is finished here.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.plan.BLOCKS", (512,))
+        patch.setattr("pipelines.planner.BLOCKS", (512,))
         segment(scene, used, tmp_path, PLAIN, report=said.append)
     assert "holds this very result already" in said[-1]
 
@@ -214,7 +214,7 @@ def test_images_are_interleaved_and_one_that_fails_ends_nothing(
     # Images are under way together, and yet few of their 28 pieces and 21 other tasks are in flight at once.
     assert max(sum(start < at < end for start, end in spans) for at in (end - 1e-6 for _, end in spans)) > 1
     assert max(tasks) <= AHEAD * 2 + 8
-    monkeypatch.setattr("pipelines.plan.BLOCKS", (512,))
+    monkeypatch.setattr("pipelines.planner.BLOCKS", (512,))
     for image, result in zip(images, results, strict=True):
         if isinstance(result, Bundle):
             alone = segment(image, used, tmp_path / "local", PLAIN)

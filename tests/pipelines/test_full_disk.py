@@ -65,7 +65,7 @@ def check_whole(folder: Path) -> set[str]:
 def test_a_disk_that_fills_up_in_mid_run_is_said_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.plan.BLOCKS", (128,))
+    monkeypatch.setattr("pipelines.planner.BLOCKS", (128,))
     monkeypatch.setattr("pipelines.segmentation.CHUNK", 64)
     image, out = write_png(tmp_path / "a.png", SIDE, SIDE), small_disk
     reached, failures = set(), 0

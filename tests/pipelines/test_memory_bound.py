@@ -15,9 +15,9 @@ from PIL import Image
 from places import model, write_png
 
 from pipelines import Options, segment
+from pipelines.device import resident
 from pipelines.errors import RequestError
 from pipelines.job import Job
-from pipelines.plan import resident
 from tiling import open_image
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "pipeline.py"

@@ -31,8 +31,8 @@ class Small(PlaceModel):
         self.most = most
         self.error = error
 
-    def forward(self, pixels: Tensor, cores: int | None = None) -> Tensor:
-        answer = super().forward(pixels, cores)
+    def forward(self, pixels: Tensor, cores: int | None = None, chunk: int | None = None) -> Tensor:
+        answer = super().forward(pixels, cores, chunk)
         if pixels.shape[0] * pixels.shape[-2] * pixels.shape[-1] > self.most:
             raise self.error()
         return answer

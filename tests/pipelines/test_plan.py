@@ -10,20 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.choices import choices, describe, table
+from pipelines.device import choose_device, format_bytes, parse_bytes
 from pipelines.errors import RequestError
-from pipelines.plan import (
-    BLOCKS,
-    Plan,
-    Wishes,
-    choices,
-    choose_device,
-    core_choices,
-    format_bytes,
-    make_plan,
-    parse_bytes,
-    predict,
-    table,
-)
+from pipelines.planner import BLOCKS, Pace, Plan, Wishes, core_choices, make_plan, operations, predict
 from tiling import Grid, Size
 from veca_core.memory import NetworkSize
 
@@ -131,8 +121,7 @@ def test_cores_are_given_up_before_the_window_where_that_saves_memory() -> None:
     size, budgets = Size(5000, 5000), (512, 1024, 256, 2048)
     wide = make_plan(LARGE_BANK, size, 2048, 512, Wishes(memory=2**34, device="cpu", budgets=budgets))
     assert (wide.cores, wide.window, wide.reason) == (2048, 512, "everything fits")
-    smallest_block = predict(LARGE_BANK, size, 512, 1, 2048, 512, torch.device("cpu"))
-    tight = replace_memory(wide, smallest_block - 2**20)
+    tight = least_memory(wide) - 2**20
     plan = make_plan(LARGE_BANK, size, 2048, 512, Wishes(memory=tight, device="cpu", budgets=budgets))
     assert (plan.cores, plan.window) == (512, 512), "the most accurate of the smaller budgets"
     assert plan.reason.startswith("fewer cores, which saves memory here")
@@ -140,12 +129,81 @@ def test_cores_are_given_up_before_the_window_where_that_saves_memory() -> None:
     assert (pinned.cores, pinned.window) == (2048, 256), "a pinned number of cores is kept"
 
 
-def replace_memory(plan: Plan, forward: int) -> int:
-    """A bound that leaves so many bytes beside what the process of this test holds."""
-    held = plan.predicted - predict(
-        LARGE_BANK, Size(5000, 5000), plan.window, 1, plan.cores, plan.block, torch.device("cpu")
-    )
-    return held + forward
+def least_memory(plan: Plan) -> int:
+    """A bound that is just enough for the smallest block and chunk with these cores and this window."""
+    size, cpu = Size(5000, 5000), torch.device("cpu")
+    held = plan.predicted - predict(LARGE_BANK, size, plan.window, 1, plan.cores, plan.block, cpu, plan.chunk)
+    return held + predict(LARGE_BANK, size, plan.window, 1, plan.cores, BLOCKS[-1], cpu, plan.chunk // 4)
+
+
+def test_the_chunk_is_given_up_first_for_it_costs_nothing() -> None:
+    size = Size(5000, 5000)
+    wide = make_plan(LARGE_BANK, size, 2048, 1024, Wishes(memory=2**34, device="cpu"))
+    tight = make_plan(LARGE_BANK, size, 2048, 1024, Wishes(memory=wide.predicted - 1, device="cpu"))
+    assert (wide.chunk, tight.chunk) == (2048, 512)
+    assert tight == replace(wide, memory=wide.predicted - 1, predicted=tight.predicted, chunk=512, reason=tight.reason)
+    assert tight.reason == "smaller chunks"
+
+
+PACED = Wishes(memory=2**34, device="cpu", budgets=(48, 64, 8, 32))
+
+
+def timed(seconds: float, **changed: int) -> Plan:
+    """A plan under a bound on time, where all 64 cores take 100 s."""
+    size = Size(5000, 5000)
+    whole = make_plan(NETWORK, size, 64, 512, PACED)
+    pace = Pace(operations(NETWORK, size, whole) / 200, share=0.5)
+    return make_plan(NETWORK, size, 64, 512, replace(PACED, time=seconds, pace=pace, **changed))
+
+
+def test_cores_are_given_up_for_time_in_the_order_of_their_accuracy() -> None:
+    whole = timed(100.1)
+    assert (whole.cores, whole.seconds, whole.reason) == (64, pytest.approx(100), "everything fits")
+    plan = timed(99.9)
+    assert (plan.cores, plan.window) == (48, 512), "48 cores are the most accurate of those that are quicker"
+    assert plan.reason == "fewer cores, to be done in time"
+    assert plan.seconds is not None
+    quicker = timed(plan.seconds - 0.1)
+    assert quicker.cores == 8, "the next in accuracy, though 32 would do"
+    assert "and about 9" in describe(quicker)
+
+
+def test_a_time_that_nothing_keeps_is_told_what_would() -> None:
+    with pytest.raises(RequestError, match=r"10 s are not enough: the quickest plan \(8 cores, window ") as said:
+        timed(10)
+    allowed = float(str(said.value).rpartition("--time ")[2].rstrip("s"))
+    assert timed(allowed).seconds <= allowed  # type: ignore[operator]
+    with pytest.raises(RequestError, match=r"quickest plan \(64 cores, .*or leave out --cores"):
+        timed(10, cores=64)
+
+
+def test_a_cuda_device_gives_up_batch_before_block_and_counts_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 2**30, 24 * 2**30))
+    size = Size(20_000, 20_000)
+    plan = make_plan(NETWORK, size, 64, 512, Wishes(device="cuda"))
+    assert (plan.device, plan.precision, plan.memory) == ("cuda", "bfloat16", int(0.8 * 10 * 2**30))
+    assert (plan.batch, plan.chunk, plan.block, plan.window) == (16, 16384, 2048, 512)
+    tight = make_plan(NETWORK, size, 64, 512, Wishes(device="cuda:0", memory=plan.predicted // 3))
+    assert (tight.block, tight.window, tight.cores) == (2048, 512, 64)
+    assert tight.batch < 16
+    assert tight.predicted <= plan.predicted // 3
+    assert "smaller batches" in tight.reason
+
+
+def test_an_apple_gpu_computes_in_float32_with_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 6 * 2**30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**30)
+    plan = make_plan(NETWORK, Size(20_000, 20_000), 64, 512, Wishes(device="mps"))
+    assert (plan.device, plan.precision, plan.memory) == ("mps", "float32", 4 * 2**30)
+    assert plan.predicted <= plan.memory
+    scores = replace(LARGE_BANK, classes=1)
+    few, many = (predict(scores, Size(9000, 9000), 1024, 1, c, 2048, torch.device("mps")) for c in (8, 2048))
+    assert many > 1.5 * few, "scores are kept there, so that many cores cost memory"
 
 
 def test_few_cores_are_no_choice_where_they_save_nothing() -> None:

@@ -148,7 +148,7 @@ def test_strict_makes_it_fail_and_leaves_nothing_finished(damaged: Path, tmp_pat
 def test_a_run_that_was_interrupted_or_is_exported_again_still_tells_its_damage(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.plan.BLOCKS", (64,))
+    monkeypatch.setattr("pipelines.planner.BLOCKS", (64,))
     monkeypatch.setattr("pipelines.segmentation.CHUNK", 32)
     write, count = Canvas.write, 0
 

@@ -55,7 +55,7 @@ def labels(bundle: Bundle) -> NDArray[np.uint8]:
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch, block: int = 64) -> None:
-    monkeypatch.setattr("pipelines.plan.BLOCKS", (block,))
+    monkeypatch.setattr("pipelines.planner.BLOCKS", (block,))
     monkeypatch.setattr("pipelines.segmentation.CHUNK", 32)
 
 
