@@ -20,6 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from tiling import Box, ImageError, Size, open_image
 from tiling.readers.raster import RasterSource
+from tiling.readers.segments import LevelPixels
 
 RNG = np.random.default_rng(0)
 PLACE = Affine(0.5, 0, 5e5, 0, -0.5, 5e6)
@@ -348,6 +349,29 @@ def test_reading_a_whole_raster_keeps_no_more_of_it_than_the_cache_may_hold(tmp_
     path = write(tmp_path / "a.tif", pixels, tiled=True, blockxsize=512, blockysize=512, compress="deflate", nodata=7)
     done = subprocess.run([sys.executable, "-c", READ_ALL, str(path)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 40 < pixels.nbytes / 2**20
+
+
+def test_a_lossless_geotiff_is_decoded_once_a_tile_with_its_alpha_and_nodata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = noise(4, 200, 300, dtype="uint16")
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate", "alpha": "yes", "nodata": 0}
+    path = write(tmp_path / "a.tif", pixels, photometric="rgb", **layout)
+    decoded = []
+    decode = LevelPixels._decode
+    monkeypatch.setattr(LevelPixels, "_decode", lambda *args: decoded.append(args[1:]) or decode(*args))
+    with open_image(path) as image:
+        for box in (Box(10, 20, 100, 90), Box(30, 10, 60, 100)):
+            assert np.array_equal(image.read(box), pixels[:3, *box.slices].transpose(1, 2, 0))
+            assert np.array_equal(image.valid(box), (pixels[3] > 0)[box.slices] & (pixels[:3] > 0).any(0)[box.slices])
+        assert len(decoded) == len(set(decoded)) == 4
+
+
+def test_a_jpeg_geotiff_has_gdals_colours(tmp_path: Path) -> None:
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "jpeg"}
+    path = write(tmp_path / "a.tif", noise(3, 200, 300), photometric="ycbcr", **layout)
+    with open_image(path) as image, rasterio.open(path) as dataset:
+        assert np.array_equal(image.read(everywhere(image)), np.moveaxis(dataset.read(), 0, -1))
 
 
 def test_handles_are_returned_and_reused(tmp_path: Path) -> None:

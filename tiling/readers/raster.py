@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
-import pyproj
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
@@ -21,9 +20,9 @@ from rasterio.windows import Window
 from tiling import storage, validity
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
-from tiling.georef import Georef
-from tiling.readers import placed
+from tiling.readers import placed, raster_tags
 from tiling.readers.opened import OpenedImage, level_scale, one_line, tiles_of
+from tiling.readers.plain import PlainTiff
 from tiling.readers.tiff import tiff_magic
 from tiling.source import Kind, Level
 
@@ -52,7 +51,6 @@ DRIVERS: Final = (
 CACHE: Final = 64 << 20
 """Bytes that GDAL may keep of what it decoded, all rasters together; by default a twentieth of the machine's memory."""
 
-_COLOURS = {"red", "green", "blue", "nir", "pan", "coastal", "rededge", "swir", "mwir", "lwir", "tir"}
 _OPENING = threading.Lock()
 
 
@@ -93,18 +91,21 @@ class RasterSource(OpenedImage):
     @property
     def working_bytes(self) -> int:
         chunk = self.levels[0].chunk
-        return int(CACHE + 2 * chunk.pixels * self._stored_bands * self.dtype.itemsize)
+        caches = CACHE if self._plain is None else 2 * CACHE  # GDAL's serves overviews and masks also then
+        return int(caches + 2 * chunk.pixels * self._stored_bands * self.dtype.itemsize)
 
     def close(self) -> None:
         """Closes the handles that no thread is using. Reading again opens new ones."""
         for handles in self._idle.values():
             while handles:
                 handles.pop().close()
+        if self._plain is not None:
+            self._plain.close()
 
     def _describe(self, dataset: DatasetReader) -> None:
         colours = dataset.colorinterp
-        self._palette = None if self._indexed else _palette(dataset)
-        _refuse_unusable(dataset, self._indexed or self._palette is not None)
+        self._palette = None if self._indexed else raster_tags.palette(dataset)
+        raster_tags.refuse_unusable(dataset, self._indexed or self._palette is not None)
         self._alpha = next((i for i, colour in enumerate(colours, 1) if colour == ColorInterp.alpha), None)
         self._indexes = [i for i in dataset.indexes if i != self._alpha]
         if not self._indexes:
@@ -114,12 +115,12 @@ class RasterSource(OpenedImage):
         self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         self._stored_bands = dataset.count
         self.dtype = np.result_type(*(dataset.dtypes[i - 1] for i in self._indexes))
-        self.bands = _band_names(dataset, self._indexes)
+        self.bands = raster_tags.band_names(dataset, self._indexes)
         self._stored_dtype, self._mixed = self.dtype, len(set(dataset.dtypes)) > 1
         if self._palette is not None:
             self.dtype, self.bands = np.dtype(np.uint8), ("red", "green", "blue")
         self.levels = tuple(self._levels(dataset))
-        self.georef, notes = _georef(dataset)
+        self.georef, notes = raster_tags.georef(dataset)
         if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
             notes.append("has printing colours (CMYK): they are turned into RGB without a colour profile")
         if self._palette is not None:
@@ -130,6 +131,9 @@ class RasterSource(OpenedImage):
             notes.append(f"holds {len(dataset.subdatasets)} images: only the first is read")
         self._notes = tuple(f"{self.name}: {note}" for note in notes)
         structure = dataset.tags(ns="IMAGE_STRUCTURE")
+        self._plain = None
+        if dataset.driver == "GTiff" and not self._mixed and self._palette is None:
+            self._plain = PlainTiff.of(self.path, self.levels[0].size, dataset.count, self._stored_dtype, CACHE)
         self._is_tiff, self._separate = dataset.driver == "GTiff", structure.get("INTERLEAVE") == "BAND"
         self.provenance = {
             "format": dataset.driver,
@@ -179,11 +183,19 @@ class RasterSource(OpenedImage):
 
     def _stored(self, box: Box, level: int) -> NDArray[Any]:
         """(H, W, bands) as the file holds them."""
+        return self._bands(box, level, self._indexes)
+
+    def _bands(self, box: Box, level: int, indexes: Sequence[int]) -> NDArray[Any]:
+        """(H, W, bands) of GDAL's bands, counted from 1."""
+        if self._plain is not None and level == 0:
+            pixels = self._plain.read(box, [i - 1 for i in indexes])
+            if pixels is not None:
+                return pixels
         with self._dataset(level) as dataset, _bounded_cache(self.path):
             if self._mixed:  # rasterio reads bands of several number types one by one only
-                bands = [dataset.read(band, window=_window(box)) for band in self._indexes]
+                bands = [dataset.read(band, window=_window(box)) for band in indexes]
                 return np.stack(bands, axis=-1).astype(self._stored_dtype)
-            pixels = dataset.read(self._indexes, window=_window(box), out_dtype=self._stored_dtype)
+            pixels = dataset.read(indexes, window=_window(box), out_dtype=self._stored_dtype)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
     def blank(self, box: Box, level: int = 0) -> bool:
@@ -198,8 +210,7 @@ class RasterSource(OpenedImage):
             if self._palette is not None:
                 valid &= validity.opaque(self._palette[pixels[..., 0], 3])
         if self._alpha is not None:
-            with self._dataset(level) as dataset, _bounded_cache(self.path):
-                valid &= validity.opaque(dataset.read(self._alpha, window=_window(box)))
+            valid &= validity.opaque(self._bands(box, level, [self._alpha])[..., 0])
         if self._masked:
             valid &= self._mask(box, level)
         return valid
@@ -258,70 +269,3 @@ def _bounded_cache(path: str) -> rasterio.Env:
 
 def _window(box: Box) -> Window:
     return Window(box.x, box.y, box.width, box.height)
-
-
-def _refuse_unusable(dataset: DatasetReader, palette_is_read: bool) -> None:
-    if dataset.count == 0:
-        inside = [name.rsplit(":", 1)[-1].lstrip("/") for name in dataset.subdatasets]
-        if not inside:
-            raise ImageError("it holds no image")
-        raise ImageError(
-            f"it holds {len(inside)} images ({', '.join(inside[:8])}); save the one that is meant, "
-            f"e.g. gdal_translate {dataset.subdatasets[0]} OUT.tif"
-        )
-    if ColorInterp.palette in dataset.colorinterp and not palette_is_read:
-        raise ImageError(
-            "palette colours are class numbers, not intensities; "
-            "expand them to RGB, e.g. gdal_translate -expand rgb IN OUT"
-        )
-    space = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
-    if space == "CIELAB":
-        raise ImageError("its colours are Lab, which programs turn into different ones; save it as RGB")
-    complex_types = sorted({t for t in dataset.dtypes if t.startswith("complex")})
-    if complex_types:
-        raise ImageError(f"its values are {complex_types[0]}; complex radar data must be turned into amplitudes first")
-
-
-def _palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
-    """(values, 4): red, green, blue and alpha of each value of a raster of one band with a palette; else None."""
-    if dataset.count != 1 or ColorInterp.palette not in dataset.colorinterp:
-        return None
-    if dataset.dtypes[0] not in ("uint8", "uint16"):
-        return None
-    colours = np.zeros((np.iinfo(dataset.dtypes[0]).max + 1, 4), np.uint8)
-    for value, colour in dataset.colormap(1).items():
-        if value < len(colours):
-            colours[value] = colour
-    return colours
-
-
-def _band_names(dataset: DatasetReader, indexes: list[int]) -> tuple[str, ...]:
-    """The colour where the file tells one, else the band's description, else 'band N'."""
-    names: list[str] = []
-    for i in indexes:
-        colour, description = dataset.colorinterp[i - 1].name.lower(), (dataset.descriptions[i - 1] or "").strip()
-        name = colour if colour in _COLOURS else description
-        names.append(name if name and name not in names else f"band {i}")
-    return tuple(names)
-
-
-def _georef(dataset: DatasetReader) -> tuple[Georef, list[str]]:
-    """The place, and what a user should know about it."""
-    placed = not dataset.transform.is_identity
-    if not placed:
-        gcps, _ = dataset.gcps
-        how = "ground control points" if gcps else "RPCs" if dataset.rpcs is not None else None
-        if how:
-            return Georef.pixels(), [f"is placed by {how} only: used in pixels; warp it first (gdalwarp) to get a map"]
-        return Georef.pixels(), ["has a CRS but no transform: used in pixels"] if dataset.crs else []
-    if not dataset.crs and dataset.transform.is_degenerate:
-        return Georef.pixels(), ["has no CRS and a transform that maps an area to a line: used in pixels"]
-    if not dataset.crs:
-        note = "has a transform but no CRS: it is kept, in unknown units; assign one (gdal_edit.py -a_srs EPSG:...)"
-        return Georef(dataset.transform), [note]
-    wkt = dataset.crs.to_wkt()
-    try:
-        pyproj.CRS.from_user_input(wkt)
-    except pyproj.exceptions.CRSError:
-        return Georef.pixels(), ["has a CRS that PROJ does not understand: used in pixels"]
-    return Georef(dataset.transform, "crs", wkt), []

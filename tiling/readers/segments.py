@@ -52,6 +52,7 @@ class LevelPixels:
         page = self._page
         frame_axes = _frame_axes(series)
         self.size = Size(page.imagelength, page.imagewidth)
+        self.dtype = np.dtype(series.dtype).newbyteorder("=")
         self.samples: int = page.samplesperpixel
         self._plain_rows = _plain_rows(page)
         self.segment = self._segment()
