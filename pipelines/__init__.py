@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import veca_core  # noqa: F401 - before torch: says how its threads wait
+
 if TYPE_CHECKING:
     from pipelines.bundle import Bundle
     from pipelines.conversion import convert

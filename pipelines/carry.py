@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -90,7 +91,7 @@ class Carry:
         assert step.window is not None
         for part in step.keep:
             rows, columns = part.relative_to(step.window).slices
-            self.parts[step.window, part] = values[:, rows, columns].copy(), valid[rows, columns].copy()
+            self.parts[step.window, part] = apart(values[:, rows, columns]), valid[rows, columns].copy()
 
     def take(self, step: Step) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
         """What was kept of a window for this block; None where the window had nothing to say."""
@@ -102,6 +103,19 @@ class Carry:
         """Drops what only this block, or those before it, needed."""
         for key in [key for key in self.parts if not needed_after(key[1], block)]:
             del self.parts[key]
+
+
+def apart(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy in pages of its own, which go back to the system with it.
+
+    Kept parts come in many sizes and live long: among what windows leave behind they would make a heap of holes.
+    """
+    pages = mmap.mmap(-1, max(1, values.nbytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    copy: NDArray[np.float32] = np.frombuffer(pages, values.dtype, values.size).reshape(values.shape)
+    copy[...] = values
+    return copy
 
 
 def needed_after(part: Box, block: Box) -> bool:

@@ -21,6 +21,8 @@ READERS: Final = 2
 """Threads that read windows."""
 MOST_WAITING: Final = 64
 """Steps that wait for a batch to become full, before it is run as it is."""
+_ROWS: Final = 32
+"""Rows of logits that become probabilities at once on a CPU."""
 Done = TypeVar("Done")
 
 
@@ -197,7 +199,12 @@ class Predictor:
     def _softmax(self, tensor: torch.Tensor, cores: int) -> torch.Tensor:
         with autocast(self.device, self.precision):
             logits = self.network(tensor, cores) if self.chunk is None else self.network(tensor, cores, self.chunk)
-        probabilities: torch.Tensor = logits.float().softmax(dim=1)
+        # On a CPU a few rows at a time: what is made on the way stays in its cache, and no large memory is asked for.
+        rows = _ROWS if self.device.type == "cpu" else logits.shape[-2]
+        probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        for top in range(0, logits.shape[-2], rows):
+            strip = logits[..., top : top + rows, :].float()
+            probabilities[..., top : top + rows, :] = strip.softmax(dim=1)
         return probabilities
 
 

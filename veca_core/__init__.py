@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from veca_core.errors import ModelError
     from veca_core.model import Segmenter, build
     from veca_core.weights import Model, load_card, load_model, load_official_encoder, save_model, shipped_models
+
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    # Read when torch is loaded. Its threads spin while they wait for each other: where somebody else wants the core,
+    # the threads that read and stitch among them, that made runs several times slower; alone it gains nothing.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _HOMES: Final = {
     "Card": "card",

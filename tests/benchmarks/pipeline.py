@@ -64,9 +64,13 @@ def pointwise_model(window: int = 1024) -> Model:
     return Model(Pointwise(BANDS).eval(), card, Path("pointwise"), "pointwise")
 
 
-def write_slide(path: Path, side: int) -> Path:
-    """A pyramid of JPEG tiles that looks a little like tissue; each level is half of the one before."""
+def write_slide(path: Path, side: int, height: int | None = None) -> Path:
+    """A pyramid of JPEG tiles that looks a little like tissue; each level is half of the one before.
+
+    A square, unless a height is given.
+    """
     sides = [side]
+    flat = (height or side) / side
     while sides[-1] > 1024:
         sides.append(sides[-1] // 2)
     options: dict[str, Any] = {"dtype": np.uint8, "tile": (TILE, TILE), "photometric": "rgb", "compression": "jpeg"}
@@ -74,7 +78,8 @@ def write_slide(path: Path, side: int) -> Path:
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level, length in enumerate(sides):
             place = {"subifds": len(sides) - 1} if level == 0 else {"subfiletype": 1}
-            tiff.write(_tiles(length, level), shape=(length, length, 3), **options, **place)
+            rows = round(flat * length)
+            tiff.write(_tiles(length, level, rows), shape=(rows, length, 3), **options, **place)
     return path
 
 
@@ -90,10 +95,10 @@ def write_sparse(path: Path, side: int, filled: int = 40) -> Path:
     return path
 
 
-def _tiles(side: int, level: int) -> Iterator[NDArray[np.uint8]]:
+def _tiles(side: int, level: int, height: int | None = None) -> Iterator[NDArray[np.uint8]]:
     rng = np.random.default_rng(level)
     grain = rng.integers(-24, 25, (4 * TILE, 4 * TILE, 3)).astype(np.float32)
-    for y in range(0, side, TILE):
+    for y in range(0, height or side, TILE):
         for x in range(0, side, TILE):
             rows, columns = np.mgrid[y : y + TILE, x : x + TILE].astype(np.float32) * 2.0**level
             waves = np.sin(rows / 97) * np.cos(columns / 61) + np.sin((rows + columns) / 331)
@@ -105,16 +110,20 @@ def _tiles(side: int, level: int) -> Iterator[NDArray[np.uint8]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, nargs="+", default=[8192])
+    parser.add_argument("--height", type=int, help="where the images are not square")
     parser.add_argument("--folder", type=Path, required=True, help="holds the images, and the result")
     parser.add_argument("--sparse", action="store_true", help="images of which nearly all tiles are missing")
     parser.add_argument("--memory", type=float, default=1.5, help="GiB")
     parser.add_argument("--exports", default="")
     given = parser.parse_args()
     for side in given.side:
-        image = given.folder / f"{'sparse-' * given.sparse}{side}.tif"
+        image = given.folder / f"{'sparse-' * given.sparse}{side}{f'x{given.height}' if given.height else ''}.tif"
         if not image.exists():
             given.folder.mkdir(parents=True, exist_ok=True)
-            (write_sparse if given.sparse else write_slide)(image, side)
+            if given.sparse:
+                write_sparse(image, side)
+            else:
+                write_slide(image, side, given.height)
         run = get_context("spawn").Process(
             target=measure, args=(image, given.folder / "out", given.memory, given.exports)
         )

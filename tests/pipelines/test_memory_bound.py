@@ -36,6 +36,16 @@ def test_the_peak_stays_within_the_bound_and_does_not_grow_with_the_image(tmp_pa
     assert all(run["windows_run"] < 400 for run in runs), "windows that the file leaves out are not run"
 
 
+def test_the_peak_stays_within_the_bound_where_much_is_carried_from_one_row_of_blocks_to_the_next(
+    tmp_path: Path,
+) -> None:
+    size = ("--side", "16384", "--height", "2560")
+    command = [sys.executable, str(PROGRAM), *size, "--memory", "1.5", "--folder", str(tmp_path)]
+    run = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert run["windows_run"] > run["windows"], "what may be carried is used up"
+    assert run["peak_memory"] <= run["plan"]["memory"]
+
+
 def test_a_picture_that_is_decoded_whole_counts_in_the_plan(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((9000, 9000, 3), np.uint8)).save(picture, compress_level=1)
