@@ -101,9 +101,10 @@ def attention_panel(desk: Desk, image: ImageEntry, segmenting: Segmenting) -> di
         return {"id": task.id, "layer": layer - 1, "core": core - 1, "shape": [height, width], "covers": covers}
 
 
-def models_for(desk: Desk, kind: str, bands: int) -> list[Choice]:
+def models_for(desk: Desk, tiles: ImageTiles) -> list[Choice]:
     """Models that suit an image: shipped ones, and those in the folders that are shown."""
-    return [choice for choice in [*shipped(), *found_in(desk.catalog.roots)] if suits(choice, kind, bands)]
+    source, known = tiles.source, [*shipped(), *found_in(desk.catalog.roots)]
+    return [choice for choice in known if suits(choice, source.kind, len(source.bands), str(source.dtype))]
 
 
 def _wishes(desk: Desk, image: ImageEntry, tiles: ImageTiles) -> Wish | None:
@@ -111,9 +112,9 @@ def _wishes(desk: Desk, image: ImageEntry, tiles: ImageTiles) -> Wish | None:
     if image.alone:
         st.caption("There is no image here to segment.")
         return None
-    choices = {choice.name: choice for choice in models_for(desk, source.kind, len(source.bands))}
+    choices = {choice.name: choice for choice in models_for(desk, tiles)}
     if not choices:
-        st.caption(f"No model is here for a {source.kind} with {len(source.bands)} bands.")
+        st.caption(f"No model is here for a {source.kind} with {len(source.bands)} bands of {source.dtype}.")
         return None
     name = st.selectbox("Model", list(choices), format_func=lambda n: choices[n].card.name, key="model")
     choice = choices[name]

@@ -45,10 +45,10 @@ def found_in(roots: Sequence[Path]) -> list[Choice]:
     return found
 
 
-def suits(choice: Choice, kind: str, bands: int) -> bool:
-    """Whether a model is meant for such an image: its kind, and as many bands."""
+def suits(choice: Choice, kind: str, bands: int, dtype: str) -> bool:
+    """Whether a model is meant for such an image: its kind, and as many bands of the same numbers."""
     meant = choice.card.kind in ("any", kind) or kind == "array"
-    return meant and len(choice.card.bands.names) == bands
+    return meant and len(choice.card.bands.names) == bands and choice.card.bands.dtype == dtype
 
 
 def _card(place: Path) -> Card:

@@ -129,6 +129,7 @@ class Catalog:
         images: dict[str, ImageEntry] = {}
         layers: dict[str, LayerEntry] = {}
         damaged: list[Result] = []
+        corrections: list[tuple[Path, Path, CorrectionsRecord]] = []
         for root in self.roots:
             for path in _find_images(root):
                 place = path.resolve()
@@ -147,7 +148,10 @@ class Catalog:
                     run.plan.cores,
                 )  # fmt: skip
                 layers.setdefault(layer.id, layer)
-            for folder, record in self._find_regions(root):
+            for folder, record in self._find_records(root):
+                if isinstance(record, CorrectionsRecord):
+                    corrections.append((root, folder, record))
+                    continue
                 image = self._image_of(images, record.image, record.fingerprint)
                 layer = LayerEntry(
                     self.name("layer", folder), record.title, image, record.image, folder, "region", record.model,
@@ -155,17 +159,16 @@ class Catalog:
                 )  # fmt: skip
                 layers.setdefault(layer.id, layer)
         masks = {layer.folder: layer for layer in layers.values()}
-        for root in self.roots:
-            for folder, corrections in self._find_corrections(root):
-                base = masks.get(folder.parent / corrections.mask)
-                if base is None:
-                    reason = f"it corrects {corrections.mask}, which is not there any more; its strokes are kept"
-                    damaged.append(Result(folder.relative_to(root).as_posix(), None, reason))
-                    continue
-                name = self.name("layer", folder)
-                layers[name] = replace(
-                    base, id=name, name=f"{base.name}, corrected", folder=folder, kind="corrected", mask=base.folder
-                )
+        for root, folder, record in corrections:
+            base = masks.get(folder.parent / record.mask)
+            if base is None:
+                reason = f"it corrects {record.mask}, which is not there any more; its strokes are kept"
+                damaged.append(Result(folder.relative_to(root).as_posix(), None, reason))
+                continue
+            name = self.name("layer", folder)
+            layers[name] = replace(
+                base, id=name, name=f"{base.name}, corrected", folder=folder, kind="corrected", mask=base.folder
+            )
         for layer in [layer for layer in layers.values() if layer.image is None]:
             name = self.name("alone", layer.folder)
             images[name] = ImageEntry(name, f"{layer.name} (mask alone)", layer.labels, alone=True)
@@ -176,23 +179,24 @@ class Catalog:
         name = self.name("image", Path(path))
         return name if name in images and image_fingerprint(path) == fingerprint else None
 
-    def _find_regions(self, root: Path) -> Iterator[tuple[Path, LiveRecord]]:
+    def _find_records(self, root: Path) -> Iterator[tuple[Path, LiveRecord | CorrectionsRecord]]:
+        """Regions and corrections below a root, by name; damaged ones are left out."""
         for place, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith(".") and ".zarr" not in name)
-            if RECORD in files and self.holds(Path(place) / RECORD) and self.holds(Path(place) / LABELS):
-                try:
-                    yield Path(place).resolve(), LiveRecord.read(Path(place))
-                except USER_ERRORS:
-                    continue
+            here = Path(place)
+            for name, beside, read in (
+                (RECORD, LABELS, LiveRecord.read),
+                (CORRECTIONS, STROKES, CorrectionsRecord.read),
+            ):
+                if name in files and self.holds(here / name) and self.holds(here / beside):
+                    try:
+                        yield here.resolve(), read(here)
+                    except USER_ERRORS:
+                        continue
 
-    def _find_corrections(self, root: Path) -> Iterator[tuple[Path, CorrectionsRecord]]:
-        for place, folders, files in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and ".zarr" not in name)
-            if CORRECTIONS in files and self.holds(Path(place) / CORRECTIONS) and self.holds(Path(place) / STROKES):
-                try:
-                    yield Path(place).resolve(), CorrectionsRecord.read(Path(place))
-                except USER_ERRORS:
-                    continue
+
+_RECORDS: Final = ((RECORD, LABELS, LiveRecord.read), (CORRECTIONS, STROKES, CorrectionsRecord.read))
+"""Files that tell of masks made here, what must lie beside them, and how they are read."""
 
 
 def _find_images(root: Path) -> Iterator[Path]:

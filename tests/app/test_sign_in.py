@@ -35,14 +35,16 @@ def test_without_a_pass_no_route_answers_and_with_one_it_does(tmp_path: Path) ->
         good, old = Signer(key).issue(), Signer(key).issue(time.time() - 3600 * (HOURS + 1))
         forged = Signer(bytes(32)).issue()
         routes = [f"/veca/image/{image}/0/0/0", f"/veca/image/{image}/thumbnail", "/veca/mask/x/0/0/0", "/veca/task/x",
-                  f"/veca/image/{image}/where?y=0&x=0", "/veca/heat/x/0/0"]  # fmt: skip
+                  f"/veca/image/{image}/where?y=0&x=0", f"/veca/image/{image}/at?lat=0&lon=0", "/veca/heat/x/0/0",
+                  "/veca/mask/x/regions?class=a", "/veca/mask/x/confidence?y=0&x=0"]  # fmt: skip
         for route in routes:
             joint = "&" if "?" in route else "?"
             for given in ("", f"{joint}pass=", f"{joint}pass={old}", f"{joint}pass={forged}", f"{joint}pass={good}0"):
                 assert server.ask(route + given)[0] == 401, route + given
             assert server.ask(f"{route}{joint}pass={good}")[0] in (200, 404), route
         assert server.ask(f"/veca/image/{image}/0/0/0?pass={good}")[0] == 200
-        assert server.ask("/veca/mask/x/measure", "POST", "{}")[0] == 401
+        for asked in ("measure", "paint"):
+            assert server.ask(f"/veca/mask/x/{asked}", "POST", "{}")[0] == 401
         assert server.ask("/")[0] == 200
 
 

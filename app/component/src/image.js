@@ -31,9 +31,9 @@ export function createViewer(element, navigator) {
     minZoomImageRatio: 0.5,
     visibilityRatio: 0.2,
     imageLoaderLimit: 8,
-    // A server that is started again is waited for: half a minute, and then once more with each look.
-    tileRetryMax: 20,
-    tileRetryDelay: 1500,
+    // A server that is started again is waited for, about a minute; one tile after another is asked for again.
+    tileRetryMax: 200,
+    tileRetryDelay: 300,
     maxTilesPerFrame: 8,
     maxImageCacheCount: 500,
     zoomPerScroll: 1.3,
