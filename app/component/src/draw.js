@@ -124,8 +124,11 @@ export class Draw {
     const fit = (value, most) => Math.min(Math.max(value, 0), most);
     this.corners = corners.map(([y, x]) => [round(fit(y, image.height)), round(fit(x, image.width))]);
     this.use("move");
-    this.workspace.readout.measure(this.corners);
-    this.workspace.keep("region", { image: image.id, corners: this.corners });
+    // The table first: what the page then does with the region would take the server's time from it.
+    const drawn = this.corners;
+    this.workspace.readout.measure(drawn).finally(() => {
+      if (this.corners === drawn) this.workspace.keep("region", { image: image.id, corners: drawn });
+    });
   }
 
   flash(corners) {

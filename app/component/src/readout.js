@@ -136,8 +136,8 @@ export class Readout {
         const answer = await fetch(`/veca/mask/${mask.layer.id}/measure?${tail}`, {
           method: "POST",
           body: JSON.stringify({ corners }),
-        });
-        return answer.ok ? { mask, ...(await answer.json()) } : null;
+        }).catch(() => null);
+        return answer?.ok ? { mask, ...(await answer.json()) } : null;
       }),
     );
     this.measured(corners, found.filter(Boolean));
