@@ -11,6 +11,10 @@ export const KEYS = [
 
 export function onKey(workspace, event) {
   if (event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape" && !workspace.message.hidden) {
+    workspace.message.hidden = true;
+    return;
+  }
   const { viewport } = workspace.pane.viewer;
   const pan = (x, y) => {
     const { clientWidth, clientHeight } = workspace.pane.root;

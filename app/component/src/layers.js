@@ -111,7 +111,7 @@ export class Layers {
     for (const pane of this.workspace.allPanes()) {
       pane.background = background;
       for (const canvas of [pane.first, pane.second]) {
-        canvas.style.opacity = this.outline ? Math.max(this.opacity, 0.9) : this.opacity;
+        canvas.style.opacity = this.alpha(pane);
         canvas.style.visibility = this.shown ? "visible" : "hidden";
       }
     }
@@ -140,8 +140,13 @@ export class Layers {
   setOpacity(value) {
     this.opacity = value;
     for (const pane of this.workspace.allPanes()) {
-      for (const canvas of [pane.first, pane.second]) canvas.style.opacity = value;
+      for (const canvas of [pane.first, pane.second]) canvas.style.opacity = this.alpha(pane);
     }
+  }
+
+  // Lines and differences are thin: they stay strong however faint areas are.
+  alpha(pane) {
+    return this.outline || pane.mode === "difference" ? Math.max(this.opacity, 0.9) : this.opacity;
   }
 
   changeOpacity(by) {

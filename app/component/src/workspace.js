@@ -317,6 +317,7 @@ export class Workspace {
   }
 
   showKeys() {
+    if (!this.message.hidden) return (this.message.hidden = true);
     this.message.replaceChildren(element("dl", { className: "keys", children: KEYS.flatMap(([key, does]) => [
       element("dt", { text: key }), element("dd", { text: does }),
     ]) }));
