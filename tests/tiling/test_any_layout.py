@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
 import pytest
 import rasterio
 import tifffile
@@ -165,6 +166,22 @@ def test_the_corners_of_every_view_are_those_of_the_file_to_a_hundredth_of_a_pix
                 wanted_column, wanted_row = off @ (wanted_x, wanted_y)
                 assert abs(column - wanted_column) < 0.01
                 assert abs(row - wanted_row) < 0.01
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "hamamatsu_test3-DAPI.ndpi"])
+def test_the_corners_of_every_view_are_those_of_openslide_to_a_hundredth_of_a_pixel(
+    shared_data: Path, name: str
+) -> None:
+    path = shared_data / "odd/wsi" / name
+    with open_image(path) as image, openslide.OpenSlide(path) as slide:
+        mpp = [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
+        expected = [side * um for side, um in zip(slide.dimensions, mpp, strict=True)]
+        for um in (None, 0.2, 0.5, 0.7, 1.0, 2.0, 5.1):
+            view = View.open(image, None if um is None else Spacing.square(um, "um"))
+            assert view.georef.world(0, 0) == (0, 0)
+            corner = view.georef.world(view.size.height, view.size.width)
+            for side, wanted, step in zip(corner, expected, mpp, strict=True):
+                assert abs(side - wanted) < 0.01 * step
 
 
 def test_a_size_on_the_ground_is_right_across_the_antimeridian_and_off_the_earth(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import sys
@@ -106,6 +107,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a name of two lines": (lambda d: cut(d / "a\nb.tif", 9), r"a\nb.tif: cannot be read: "),
     "a link to nothing": (lambda d: linked(d / "a.tif", d / "gone"), "no such file"),
     "a link to itself": (lambda d: linked(d / "a.tif", d / "a.tif"), "no such file"),
+    "a pipe": (lambda d: pipe(d / "a.tif"), "is neither a file nor a folder"),
+    "a name without end": (lambda d: d / ("a" * 5000), "cannot be read: File name too long"),
+    "a file below a file": (lambda d: tiled(d / "a.tif") / "b.tif", "no such file"),
     "a folder": (lambda d: folder(d / "a.tif"), "is a folder, and not a Zarr array or a DICOM slide"),
     "Lab": (lambda d: tiff(d / "a.tif", photometric="cielab"), "its colours are cielab (compression none); save it as"),
     "an OME-TIFF whose other part is gone": (
@@ -121,6 +125,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 def linked(path: Path, to: Path) -> Path:
     path.symlink_to(to)
+    return path
+
+
+def pipe(path: Path) -> Path:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no pipes with names")
+    os.mkfifo(path)
     return path
 
 
@@ -155,6 +166,14 @@ def test_what_cannot_be_read_is_refused_in_one_line(
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert capfd.readouterr() == ("", ""), "no library says more than we do"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path: Path) -> None:
+    path = tiled(tmp_path / "a.tif")
+    path.chmod(0)
+    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
+        open_image(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are text, and of fewer signs")

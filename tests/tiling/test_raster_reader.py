@@ -196,17 +196,22 @@ def test_a_nodata_value_that_is_rounded_by_float32_is_recognised(tmp_path: Path)
             assert np.argwhere(~image.valid(everywhere(image))).tolist() == [[1, 2]]
 
 
-def test_nodata_mask_and_alpha_all_count_at_once(tmp_path: Path) -> None:
-    pixels = noise(4, 32, 32)
-    pixels[3] = 255
-    pixels[:3, 0], pixels[3, 1] = 0, 0
+@pytest.mark.parametrize("internal", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("compress", ["none", "deflate", "lerc"])
+def test_nodata_nan_mask_and_alpha_all_count_at_once(tmp_path: Path, internal: bool, dtype: str, compress: str) -> None:
+    pixels = noise(4, 32, 32, dtype=dtype)
+    pixels[:3, 0], pixels[3], pixels[3, 1] = 0, 255, 0
+    if dtype == "float32":
+        pixels[1, 3, :], pixels[2, 4, 5] = np.nan, np.inf
     mask = np.full((32, 32), 255, np.uint8)
     mask[2] = 0
-    path = write(tmp_path / "a.tif", pixels, nodata=0, photometric="rgb", alpha="yes")
-    with rasterio.open(path, "r+") as dataset:
+    path = write(tmp_path / "a.tif", pixels, nodata=0, photometric="rgb", alpha="yes", compress=compress)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as dataset:
         dataset.write_mask(mask)
     with open_image(path) as image:
-        assert np.flatnonzero(~image.valid(everywhere(image)).all(axis=1)).tolist() == [0, 1, 2]
+        found = np.flatnonzero(~image.valid(everywhere(image)).all(axis=1)).tolist()
+        assert found == ([0, 1, 2] if dtype == "uint8" else [0, 1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("internal", [True, False])

@@ -116,7 +116,21 @@ def _check_exists(path: str) -> None:
         if found is not None:
             storage.open_bytes(path).read_at(0, 1)  # says so where a server sends no parts
         return
-    if not Path(path).exists():
-        raise ImageError(f"{path}: no such file")
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty; copy it again")
+    try:
+        _check_readable(Path(path))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_readable(place: Path) -> None:
+    """Raises OSError where the system does not let us read, and ImageError for what holds nothing to be read."""
+    if not place.exists():
+        raise ImageError(f"{place}: no such file")
+    if place.is_dir():
+        next(place.iterdir(), None)
+    elif not place.is_file():
+        raise ImageError(f"{place}: is neither a file nor a folder")
+    elif place.stat().st_size == 0:
+        raise ImageError(f"{place}: the file is empty; copy it again")
+    else:
+        place.open("rb").close()
