@@ -21,13 +21,14 @@ from veca_core import (
     VecaConfig,
     VecaEncoder,
     build,
+    load_card,
     load_model,
     load_official_encoder,
     preset,
     save_model,
 )
 from veca_core.card import Architecture, Bands, Card, Score
-from veca_core.weights import ENCODER_CARD, load_encoder
+from veca_core.weights import CARD, ENCODER_CARD, load_encoder
 
 
 class Candidate(ABC):
@@ -169,10 +170,18 @@ def _fields(config: VecaConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in VecaConfig.__dataclass_fields__}
 
 
+def _started_from(place: Path) -> str:
+    """What a start is called, and where it came from itself."""
+    if not (place / CARD).is_file():
+        return f"; started from {place.name}"
+    card = load_card(place)
+    return f"; started from the model {card.name} ({card.data})"
+
+
 def new_card(recipe: TrainRecipe, bands: Bands, described: Architecture, held: str = "") -> Card:
     """The card of a model that is not trained yet."""
     network = recipe.network
-    started = f"; started from {network.pretrained.name}" if isinstance(network.pretrained, Path) else ""
+    started = _started_from(network.pretrained) if isinstance(network.pretrained, Path) else ""
     if network.pretrained == "imagenet":
         started = f"; stem {network.stem} started from ImageNet weights"
     return Card(
