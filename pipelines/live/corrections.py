@@ -85,7 +85,8 @@ class Stroke:
         """What it covers, as a shapely geometry of (x, y) in pixels of the mask."""
         places = [(x, y) for y, x in self.points]
         if self.radius == 0:
-            parts = shapely.get_parts(shapely.make_valid(shapely.Polygon(places)))
+            # What crosses itself may come as a collection of several shapes and of lines.
+            parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shapely.Polygon(places))))
             return shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])
         line = shapely.LineString(places) if len(set(places)) > 1 else shapely.Point(places[0])
         return shapely.buffer(line, self.radius, quad_segs=_ROUND)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from drawn_slides import tissue, write_svs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
-from pipelines.display.masks import MaskTiles
+from pipelines.display.masks import MaskTiles, polygon_mask
 from pipelines.errors import RequestError
 from pipelines.live.corrected import SHAPES, CorrectedTiles, write_corrected
 from pipelines.live.corrections import STROKES, Corrections, Stroke
@@ -98,6 +99,29 @@ def test_a_brush_paints_the_pixels_whose_centres_it_passes(
         away = np.minimum(away, np.hypot(y - ay - along * (by - ay), x - ax - along * (bx - ax)))
     assert painted[away < radius * 0.99 - 0.02].all()
     assert not painted[away > radius + 0.02].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(points=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=3, max_size=9))
+def test_a_filled_shape_holds_what_the_even_odd_rule_says_however_it_crosses_itself(
+    tmp_path_factory: pytest.TempPathFactory, points: list[tuple[int, int]]
+) -> None:
+    place = tmp_path_factory.mktemp("shape")
+    (place / "mask").mkdir()
+    corrections = Corrections(Corrections.begin(place / "mask", "i", "f", "m", 8, CLASSES))
+    corners = [(y + 0.25, x + 0.25) for y, x in points]
+    box = Box(0, 0, 42, 42)
+    wanted = polygon_mask(corners, box)
+    y, x = np.mgrid[:42, :42] + 0.5
+    outline = shapely.LinearRing([(x, y) for y, x in corners])
+    clear = shapely.distance(outline, shapely.points(x, y)) > 1e-6  # a centre on the outline may be either
+    try:
+        corrections.add(Stroke(4, 0, tuple(corners)))
+    except RequestError:
+        assert not (wanted & clear).any()  # it holds nothing
+        return
+    painted = corrections.burn(np.zeros((42, 42), np.uint8), box) == 4
+    assert np.array_equal(painted[clear], wanted[clear])
 
 
 def test_a_later_stroke_covers_earlier_ones_and_restoring_shows_the_mask_again(tmp_path: Path, slide: Path) -> None:

@@ -6,6 +6,7 @@ import { icon } from "./icons.js";
 import { NODATA } from "./mask.js";
 
 export const BRUSHES = ["brush", "erase", "restore"];
+const LONGEST = 5000; // points of a stroke: a longer one is sent in parts
 const AGAIN = 1500; // ms until a stroke is sent again that nobody took
 
 export class Correct {
@@ -118,13 +119,17 @@ export class Correct {
     if (!this.points) return;
     const [lastY, lastX] = this.points.at(-1);
     if (Math.hypot(y - lastY, x - lastX) >= this.drawn / 4) this.points.push([y, x]);
+    if (this.points.length >= LONGEST) {
+      this.up();
+      this.down({ y, x });
+    }
   }
 
   up() {
     if (!this.points) return;
     const { tool } = this.workspace.draw;
     const value = { brush: this.value, erase: this.background, restore: null }[tool];
-    const points = this.points.slice(0, 20000).map((p) => p.map((n) => +n.toFixed(2)));
+    const points = this.points.map((p) => p.map((n) => +n.toFixed(2)));
     this.points = null;
     this.send({ value, radius: this.drawn, points });
   }
