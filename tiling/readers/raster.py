@@ -29,22 +29,8 @@ from tiling.source import Kind, Level
 SUFFIXES: Final = (".vrt", ".jp2", ".j2k")
 DRIVERS: Final = (
     *("GTiff", "AAIGrid", "AIG", "BSB", "DTED", "EHdr", "ENVI", "ERS", "GPKG", "GRIB", "GSBG", "HDF5", "HFA", "ILWIS"),
-    *(
-        "ISIS3",
-        "KRO",
-        "MBTiles",
-        "MRF",
-        "NITF",
-        "PCIDSK",
-        "PDS4",
-        "RMF",
-        "RRASTER",
-        "RST",
-        "SAGA",
-        "SRTMHGT",
-        "USGSDEM",
-    ),
-    *("VICAR", "netCDF"),
+    *("ISIS3", "KRO", "MBTiles", "MRF", "NITF", "PCIDSK", "PDS4", "RMF", "RRASTER", "RST", "SAGA", "SRTMHGT"),
+    *("USGSDEM", "VICAR", "netCDF"),
 )
 """GDAL's formats of files on a disk that are tried on what no other reader knows; none of them goes to the network."""
 
