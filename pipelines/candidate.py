@@ -175,7 +175,8 @@ def _started_from(place: Path) -> str:
     if not (place / CARD).is_file():
         return f"; started from {place.name}"
     card = load_card(place)
-    return f"; started from the model {card.name} ({card.data})"
+    data = f" ({card.data})" if card.data else ""
+    return f"; started from the model {card.name}{data}"
 
 
 def new_card(recipe: TrainRecipe, bands: Bands, described: Architecture, held: str = "") -> Card:

@@ -238,6 +238,7 @@ def test_training_starts_from_another_model(trained: Path, data: Path, tmp_path:
     start = {**content()["network"], "pretrained": str(trained / "best")}
     frozen = {**content()["schedule"], "steps": 1, "rate": 1e-12}
     train(recipe(data, network=start, schedule=frozen), tmp_path, device="cpu")
+    assert load_card(tmp_path / "best").data == "; started from the model tiny"
     mine, theirs = (load_model(run / "best").network.state_dict() for run in (tmp_path, trained))
     for name, value in theirs.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
