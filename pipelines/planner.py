@@ -196,7 +196,8 @@ def pass_bytes(
     kept = keeps_scores(device.type, cores)
     attention = "stored" if kept else {"cpu": "fused on a CPU", "cuda": "fused"}.get(device.type, "plain")
     chunk, dtype = chunk or default_chunk(device.type), fast_precision(device).itemsize
-    return int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
+    pixels = batch * height * width * network.bands * FLOAT
+    return pixels + int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
 
 
 def operations(network: NetworkSize, image: Size, plan: Plan) -> float:

@@ -12,7 +12,7 @@ FLOAT = 4
 ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
 """How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
 or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
-RESIDENT: Final = 24 * 2**20
+RESIDENT: Final = 18 * 2**20
 """Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
 
 
@@ -72,9 +72,8 @@ def encoder_bytes(
     n = min(max(batch, chunk // batch * batch), tokens * batch)  # tokens of a chunk, over the batch
     table = tokens * dim // heads * dtype
     copied = state if dtype != state else 0  # of the normalised tokens, before they become what is multiplied
-    # The band as floats, twice while it is normalised; beside one of them rounded copies, or what comes of the product.
-    rounding = 2 * dtype if dtype != FLOAT else FLOAT
-    embed = n * max(values * (FLOAT + max(FLOAT, rounding)), values * (FLOAT + dtype) + dim * dtype)
+    # The band's pixels as floats; beside them a rounded copy, and what comes of the product.
+    embed = n * (values * (FLOAT + (dtype if dtype != FLOAT else 0)) + dim * dtype)
     embed *= values > 0
     rotate = n * dim * 5 * dtype
     scores = n * heads * cores
@@ -116,21 +115,24 @@ def forward_bytes(
     dtype: int = FLOAT,
     attention: str = "stored",
 ) -> int:
-    """Peak bytes of one inference pass beyond the weights, for `batch` windows of height x width pixels.
+    """Peak bytes of one inference pass beyond weights and pixels, for `batch` windows of height x width pixels.
 
     The largest of four moments: a convolutional stem's widest layer, the encoder's work, the head's widest layer, and
-    the logits at full size with their softmax; beside each, the pixels and the finer features that wait for the head.
+    the logits at full size with their softmax; beside each, the finer features that wait for the head.
     """
     pixels = batch * height * width
     tokens = -(-height // size.patch) * -(-width // size.patch)
-    # A convolutional stem sees all pixels as floats, without their mean and normalised; the embedding a band at a time.
-    alive = ((1 if size.embeds else 3) * size.bands + size.skips) * pixels * FLOAT
+    # What a convolutional stem hands to the head is of the number type that is multiplied; averaged pixels are floats,
+    # and what is joined with them becomes that.
+    number = FLOAT if size.embeds else dtype
+    # A convolutional stem sees all pixels as floats at once, the embedding a band at a time.
+    alive = pixels * (0 if size.embeds else size.bands * FLOAT) + pixels * size.skips * number
     encoder = encoder_bytes(
         tokens, size.dim, size.hidden, size.heads, cores, batch, chunk, dtype, attention,
         values=size.bands * size.patch**2 if size.embeds else 0,
     )  # fmt: skip
     state = batch * tokens * size.dim * FLOAT
-    head = state + size.widest * pixels * FLOAT
+    head = state + size.widest * pixels * number
     logits = state + 3 * size.classes * pixels * FLOAT
     return int(alive + max(encoder, head, logits))
 

@@ -60,7 +60,8 @@ class PatchEmbed(nn.Module):
     def _by_bands(self, images: Tensor, scale: Scale | None, skips: bool, chunk: int) -> Stemmed:
         """The same as one matrix product for each band of about `chunk` patches: no copy of the whole image is made.
 
-        On an AVX-512 BF16 CPU it takes an eighth of the convolution's time.
+        Pixels go straight into the order of the product, and are normalised there. On an AVX-512 BF16 CPU it takes an
+        eighth of the convolution's time; one buffer for all bands leaves an allocator nothing to lose.
         """
         batch, bands, height, width = images.shape
         side, weight = self.proj.kernel_size[0], self.proj.weight
@@ -70,23 +71,30 @@ class PatchEmbed(nn.Module):
         tokens = weight.new_empty(batch, rows, columns, len(weight))
         strides = self.strides if skips else ()
         finer = [weight.new_empty(batch, bands, height // s, width // s) for s in strides]
-        step = max(1, chunk // (batch * columns))
+        step = min(max(1, chunk // (batch * columns)), rows)
+        shape = (batch, step, columns, bands, side, side)
+        squares = images.new_empty(shape, dtype=images.dtype if scale is None else torch.float32)
         for top in range(0, rows, step):
-            band = normalised(images[:, :, top * side : (top + step) * side], scale)
-            count = band.shape[2] // side
-            tokens[:, top : top + count] = self.norm(embed(_squares(band, side, embed))).view(batch, count, columns, -1)
+            band = torch.unflatten(images[:, :, top * side : (top + step) * side], 3, (columns, side))
+            band = torch.unflatten(band, 2, (-1, side))
+            part = squares[:, : band.shape[2]].copy_(band.permute(0, 2, 4, 1, 3, 5))
+            if scale is not None:
+                part.sub_(scale[0].view(bands, 1, 1)).div_(scale[1].view(bands, 1, 1))
+            count = part.shape[1]
+            # In one expression: the copy in the product's number type is gone before the next one is made.
+            embedded = self.norm(embed(part.reshape(-1, bands * side**2).to(embed.bias.dtype)))
+            tokens[:, top : top + count] = embedded.view(batch, count, columns, -1)
+            del embedded
             for level, stride in zip(finer, strides, strict=True):
                 start = top * side // stride
-                level[:, :, start : start + count * side // stride] = F.avg_pool2d(band, stride)
-            del band  # before the next one is made
+                level[:, :, start : start + count * side // stride] = _averaged(part, stride)
         return Stemmed(tokens.flatten(1, 2), (rows, columns), tuple(finer))
 
 
-def _squares(band: Tensor, side: int, embed: Product) -> Tensor:
-    """(B, bands, n * side, w * side) -> the pixels of each patch as a row (B * n * w, bands * side^2) for a product."""
-    batch, bands, height, width = band.shape
-    grid = band.to(embed.bias.dtype).view(batch, bands, height // side, side, width // side, side)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, bands * side**2)
+def _averaged(squares: Tensor, stride: int) -> Tensor:
+    """(B, n, w, bands, side, side) -> averages over squares of stride^2 pixels, (B, bands, n * side / stride, ...)."""
+    cells = torch.unflatten(F.avg_pool2d(squares.flatten(0, 2), stride), 0, squares.shape[:3])
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 class ConvStem(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import encoder as benchmark
@@ -59,3 +61,13 @@ def test_operations_are_those_that_torch_counts(cores: int) -> None:
         network(torch.zeros(1, 3, 256, 256), cores)
     moves = 2 * (network.config.layers - 1) * cores * network.config.dim * 2
     assert counter.get_total_flops() == benchmark.operations(network, 256, cores) + moves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are counted as Linux does")
+def test_predicted_and_measured_memory_are_printed_for_a_grid_of_passes() -> None:
+    program = Path(__file__).parent / "memory.py"
+    command = [sys.executable, "-W", "ignore", str(program), "--side", "64", "--only", "encoder"]
+    done = subprocess.run(command, cwd=program.parents[2], capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| 64 |")]
+    assert len(rows) == 24
+    assert all(float(row.split("|")[-2]) > 0 for row in rows)
