@@ -361,10 +361,10 @@ def test_what_the_cores_look_at_is_laid_over_the_image(view: Open) -> None:
     viewer.shoot("9-attention")
     first = viewer.pixels()
     for label, key in (("Core", "ArrowRight"), ("Layer", "ArrowLeft")):  # the first core, the last layer are shown
-        before = viewer.ask("v.heatKey")
+        viewer.ask("(v.last = v.pane.heatmap, 1)")
         slider = viewer.page.get_by_test_id("stSlider").filter(has_text=re.compile(f"^{label}"))
         slider.get_by_role("slider").press(key)
-        viewer.until(f"v.heatKey !== {before!r} && v.pane.heatmap")
+        viewer.until("v.pane.heatmap && v.pane.heatmap !== v.last && !v.asked")  # it is here, and drawn
     assert viewer.ask("v.heatKey.split('/').slice(1)") == ["4", "1"]
     assert np.abs(viewer.pixels() - first).max() > 20  # another core of another layer looks elsewhere
 
