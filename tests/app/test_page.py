@@ -154,8 +154,10 @@ def test_files_are_offered_and_large_ones_are_told(bundle: Bundle, folder: Path,
 def test_a_folder_is_run_watched_and_stopped_from_the_page(folder: Path, open_page: OpenPage) -> None:
     write_svs(folder / "good.svs", tissue(300, 260))
     (folder / "zz bad.svs").write_bytes((folder / "good.svs").read_bytes()[:3000])
+    write_svs(folder / "long.svs", tissue(4000, 4000))  # takes longer than to be stopped
     page = open_page(folder)
-    images = list(the_desk().catalog.look().images)
+    named = {entry.path.name: key for key, entry in the_desk().catalog.look().images.items()}
+    images = [named["good.svs"], named["zz bad.svs"]]
     page.multiselect(key="batch images").set_value(images).run()
     assert page.button(key="batch start").disabled is False
     page.text_input(key="batch folder").set_value("../out").run()
@@ -175,7 +177,7 @@ def test_a_folder_is_run_watched_and_stopped_from_the_page(folder: Path, open_pa
     page.button(key="batch close").click().run()
     assert [layer.kind for layer in the_desk().catalog.look().layers.values()] == ["result"]
     # The second run is stopped, and says so.
-    page.multiselect(key="batch images").set_value(images[:1]).run()
+    page.multiselect(key="batch images").set_value([named["long.svs"]]).run()
     page.text_input(key="batch folder").set_value("again").run()
     page.button(key="batch start").click().run()
     page.button(key="batch stop").click().run()

@@ -44,6 +44,8 @@ class DicomSource(OpenedImage):
     def __init__(self, path: str | os.PathLike[str], *, indexed: bool = False) -> None:
         super().__init__(path, indexed=indexed)
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        """Held while wsidicom reads: two threads in one of its slides sometimes get each other's frames."""
         self._slide: WsiDicom | None = None
         with one_line(f"{self.path}: cannot be read"):
             self._files = series_files(self.path)
@@ -59,7 +61,7 @@ class DicomSource(OpenedImage):
 
     def close(self) -> None:
         """Closes the files. Reading again re-opens them."""
-        with self._lock:
+        with self._turn, self._lock:
             if self._slide is not None:
                 self._slide = None
                 self._closer()
@@ -119,27 +121,30 @@ class DicomSource(OpenedImage):
         self.provenance = {"format": "DICOM", "colours": str(first.photometric_interpretation).lower()}
 
     def _read(self, box: Box, level: int) -> NDArray[Any]:
-        slide, number = self._opened(), self._level_numbers[level]
-        planes = [
-            slide.read_region(
-                (box.x, box.y), number, (box.width, box.height), z=self._plane, path=path, threads=1, as_array=True
-            )
-            for path in self._paths
-        ]
+        number = self._level_numbers[level]
+        with self._turn:
+            slide = self._opened()
+            planes = [
+                slide.read_region(
+                    (box.x, box.y), number, (box.width, box.height), z=self._plane, path=path, threads=1, as_array=True
+                )
+                for path in self._paths
+            ]
         pixels = np.concatenate([plane.reshape(box.height, box.width, -1) for plane in planes], axis=-1)
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
         """False where a sparse file leaves a frame out, of any path: wsidicom paints it in the background's colour."""
-        group = next(one for one in self._opened().levels if one.level == self._level_numbers[level])
-        images = [(path, group.instance_at(path, self._plane).image_data) for path in self._paths]
         chunk = self.levels[level].chunk
         valid = np.ones((box.height, box.width), dtype=np.bool_)
-        for tile in tiles_of(self.levels[level], box):
-            at = Point(tile.x // chunk.width, tile.y // chunk.height)
-            common = tile.intersect(box)
-            if common is not None and any(image.is_sparse(at, self._plane, path) for path, image in images):
-                valid[common.relative_to(box).slices] = False
+        with self._turn:
+            group = next(one for one in self._opened().levels if one.level == self._level_numbers[level])
+            images = [(path, group.instance_at(path, self._plane).image_data) for path in self._paths]
+            for tile in tiles_of(self.levels[level], box):
+                at = Point(tile.x // chunk.width, tile.y // chunk.height)
+                common = tile.intersect(box)
+                if common is not None and any(image.is_sparse(at, self._plane, path) for path, image in images):
+                    valid[common.relative_to(box).slices] = False
         return valid
 
 
