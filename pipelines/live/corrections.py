@@ -85,9 +85,7 @@ class Stroke:
         """What it covers, as a shapely geometry of (x, y) in pixels of the mask."""
         places = [(x, y) for y, x in self.points]
         if self.radius == 0:
-            # What crosses itself may come as a collection of several shapes and of lines.
-            parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shapely.Polygon(places))))
-            return shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])
+            return filled(places)
         line = shapely.LineString(places) if len(set(places)) > 1 else shapely.Point(places[0])
         return shapely.buffer(line, self.radius, quad_segs=_ROUND)
 
@@ -96,6 +94,28 @@ class Stroke:
         """The pixels that it may touch; they may lie beyond the mask's edge."""
         left, top, right, bottom = (int(n) for n in (*np.floor(self.shape.bounds[:2]), *np.ceil(self.shape.bounds[2:])))
         return Box.between(top, left, max(bottom, top + 1), max(right, left + 1))
+
+
+def filled(corners: Sequence[tuple[float, float]]) -> Any:
+    """What an outline of (x, y) corners holds by the even-odd rule, as the browser fills it, however it crosses itself.
+
+    The faces between its sides that an odd number of them surrounds; sides that run twice surround nothing.
+    """
+    polygon = shapely.Polygon(corners)
+    if polygon.is_valid:
+        return shapely.multipolygons([polygon])
+    ends = np.asarray([*corners, corners[0]], np.float64)
+    sides = shapely.union_all(shapely.linestrings(np.stack([ends[:-1], ends[1:]], axis=1)))
+    faces = shapely.get_parts(shapely.polygonize(shapely.get_parts(sides)))
+    kept = []
+    for face in faces:
+        x, y = shapely.get_coordinates(shapely.point_on_surface(face))[0]
+        (ax, ay), (bx, by) = ends[:-1].T, ends[1:].T
+        crossed = (ay <= y) != (by <= y)
+        at = ax[crossed] + (y - ay[crossed]) / (by - ay)[crossed] * (bx - ax)[crossed]
+        if np.count_nonzero(at > x) % 2:
+            kept.append(face)
+    return shapely.MultiPolygon(shapely.get_parts(shapely.union_all(kept)).tolist())
 
 
 class Corrections:

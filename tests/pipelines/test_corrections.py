@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import shapely
 from drawn_slides import tissue, write_svs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.features import rasterize
@@ -101,8 +101,9 @@ def test_a_brush_paints_the_pixels_whose_centres_it_passes(
     assert not painted[away > radius + 0.02].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(points=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=3, max_size=9))
+@example(points=[(0, 0), (0, 1), (0, 0), (1, 0), (0, 1), (1, 0)])  # every side runs twice
 def test_a_filled_shape_holds_what_the_even_odd_rule_says_however_it_crosses_itself(
     tmp_path_factory: pytest.TempPathFactory, points: list[tuple[int, int]]
 ) -> None:
