@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Final
 
 LINES: Final = 200
+# A server that a shell has put into the background ignores Ctrl-C, and so would this: it could not be stopped.
+_PROGRAM: Final = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pipelines.cli import main; main()"
+)
 
 
 class BatchRun:
@@ -21,7 +25,7 @@ class BatchRun:
         self.out = out
         self.total = len(images)
         self.lines: deque[str] = deque(maxlen=LINES)
-        command = [sys.executable, "-P", "-c", "from pipelines.cli import main; main()", "segment"]
+        command = [sys.executable, "-P", "-c", _PROGRAM, "segment"]
         command += ["--model", model, "--out", str(out), *(["--cores", str(cores)] if cores else [])]
         command += ["--", *map(str, images)]
         self._process = subprocess.Popen(
