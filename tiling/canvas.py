@@ -122,6 +122,23 @@ class Canvas:
             _give_back(lock)
             raise
 
+    @classmethod
+    def like(cls, path: Path, labels: Labels, *, block: int, chunk: int, fingerprint: str) -> Self:
+        """An empty one for other values in the place of a label image, of the same classes. Always starts anew."""
+        return cls.create(
+            path,
+            size=labels.size,
+            block=block,
+            chunk=chunk,
+            classes=labels.classes,
+            georef=labels.georef,
+            kind=labels.kind,
+            name=labels.name,
+            fingerprint=fingerprint,
+            scale=labels.scale,
+            anew=True,
+        )
+
     @property
     def blocks(self) -> Iterator[Box]:
         """All blocks, row by row; those at the right and bottom are cut at the image's edge."""

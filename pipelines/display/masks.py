@@ -83,14 +83,12 @@ class MaskTiles:
 
     def tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(h, w) class values, cut at the edge. Raises IndexError where there is no such tile."""
-        if not 0 <= level < len(self.sizes):
-            raise IndexError(f"there is no level {level} among {len(self.sizes)}")
-        key = (level, row, column)
+        box, key = tile_box(self.sizes, level, row, column), (level, row, column)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        values = self.read(tile_box(self.sizes[level], row, column), level)
+        values = self.read(box, level)
         with self._lock:
             self._kept[key] = values
             while len(self._kept) > KEPT:
@@ -120,7 +118,7 @@ class MaskTiles:
         with self._making:  # once, whoever asks first
             thin = self.thin
         if 0 < level < len(self.sizes) and thin is not None:
-            values = thin.read(tile_box(self.sizes[level], row, column), level)
+            values = thin.read(tile_box(self.sizes, level, row, column), level)
         return (self.tile(level, row, column), level == 0) if values is None else (values, True)
 
     def close(self) -> None:
@@ -142,9 +140,11 @@ class MaskTiles:
         return count(self, corners)
 
 
-def tile_box(size: Size, row: int, column: int) -> Box:
-    """The pixels of a tile; raises IndexError where there is none."""
-    y, x = row * TILE, column * TILE
+def tile_box(sizes: Sequence[Size], level: int, row: int, column: int) -> Box:
+    """The pixels of a tile of one of the levels; raises IndexError where there is none."""
+    if not 0 <= level < len(sizes):
+        raise IndexError(f"there is no level {level} among {len(sizes)}")
+    size, y, x = sizes[level], row * TILE, column * TILE
     if row < 0 or column < 0 or y >= size.height or x >= size.width:
         raise IndexError(f"there is no tile {row}, {column} in {size}")
     return Box.between(y, x, min(y + TILE, size.height), min(x + TILE, size.width))

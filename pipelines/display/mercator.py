@@ -160,9 +160,7 @@ class MapMask:
 
     def tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(h, w) class values, no data where there is no mask. Raises IndexError where there is no such tile."""
-        if not 0 <= level < len(self.sizes):
-            raise IndexError(f"there is no level {level} among {len(self.sizes)}")
-        return self.read(tile_box(self.sizes[level], row, column), level)
+        return self.read(tile_box(self.sizes, level, row, column), level)
 
     def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
         """`tile`: on a map there are no other levels."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.display.masks import Count, Place, count, tile_box
 from tiling import NODATA, Box, Size
-from tiling.pyramid import SMALLEST, mode2
+from tiling.pyramid import level_sizes, mode2
 
 _DESCRIPTION: Final = "board.json"
 _VALUES: Final = "values.npy"
@@ -67,17 +67,11 @@ class Board:
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Of all zoom levels, finest first, as a finished label image has them."""
-        height, width = self.values.shape
-        sizes = [Size(height, width)]
-        while max(sizes[-1].height, sizes[-1].width) > SMALLEST:
-            sizes.append(Size(-(-sizes[-1].height // 2), -(-sizes[-1].width // 2)))
-        return tuple(sizes)
+        return tuple(level_sizes(Size(*self.values.shape)))
 
     def tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(h, w) class values of a tile. Raises IndexError where there is none."""
-        if not 0 <= level < len(self.sizes):
-            raise IndexError(f"there is no level {level} among {len(self.sizes)}")
-        return self.read(tile_box(self.sizes[level], row, column), level)
+        return self.read(tile_box(self.sizes, level, row, column), level)
 
     def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
         """`tile`: what is being segmented has no other levels yet."""

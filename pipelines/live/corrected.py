@@ -47,12 +47,12 @@ class CorrectedTiles:
     def tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(h, w) class values. Raises IndexError where there is no such tile."""
         values = self.mask.tile(level, row, column)
-        return self.corrections.burn(values, tile_box(self.sizes[level], row, column), level)
+        return self.corrections.burn(values, tile_box(self.sizes, level, row, column), level)
 
     def thin_tile(self, level: int, row: int, column: int) -> tuple[NDArray[np.uint8], bool]:
         """((h, w), whether final): `tile` without loss of what is thin, strokes among it."""
         values, final = self.mask.thin_tile(level, row, column)
-        return self.corrections.burn(values, tile_box(self.sizes[level], row, column), level, thin=True), final
+        return self.corrections.burn(values, tile_box(self.sizes, level, row, column), level, thin=True), final
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """(h, w) class values of a box."""
@@ -76,19 +76,8 @@ def write_corrected(corrections: Corrections) -> list[Path]:
     """
     base, folder = Labels.open(corrections.mask / "labels.zarr"), corrections.folder
     journal = (folder / STROKES).read_bytes()
-    canvas = Canvas.create(
-        folder / "labels.zarr.partial",
-        size=base.size,
-        block=BLOCK,
-        chunk=512,
-        classes=base.classes,
-        georef=base.georef,
-        kind=base.kind,
-        name=base.name,
-        fingerprint=hashlib.sha256(base.fingerprint.encode() + journal).hexdigest(),
-        scale=base.scale,
-        anew=True,
-    )
+    fingerprint = hashlib.sha256(base.fingerprint.encode() + journal).hexdigest()
+    canvas = Canvas.like(folder / "labels.zarr.partial", base, block=BLOCK, chunk=512, fingerprint=fingerprint)
     with closing(canvas):
         for box in canvas.blocks:
             canvas.write(box, np.ascontiguousarray(corrections.burn(base.read(box), box)))

@@ -41,19 +41,7 @@ def write_excerpt(
     """
     kept = np.full(256, NODATA, np.uint8)
     kept[list(values)] = list(values)
-    canvas = Canvas.create(
-        folder / "excerpt.zarr.partial",
-        size=labels.size,
-        block=BLOCK,
-        chunk=512,
-        classes=labels.classes,
-        georef=labels.georef,
-        kind=labels.kind,
-        name=labels.name,
-        fingerprint="excerpt",
-        scale=labels.scale,
-        anew=True,
-    )
+    canvas = Canvas.like(folder / "excerpt.zarr.partial", labels, block=BLOCK, chunk=512, fingerprint="excerpt")
     found = False
     with closing(canvas):
         for box in canvas.blocks:
