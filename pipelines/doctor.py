@@ -26,7 +26,7 @@ from veca_core import ModelError, Segmenter, VecaEncoder, load_model, preset, sh
 from veca_core.memory import RESIDENT, encoder_bytes
 from veca_core.model import network_size
 from veca_core.prepared import packs
-from veca_core.streaming import default_chunk, keeps_scores
+from veca_core.streaming import attention_kind, default_chunk, keeps_scores
 
 CLOSE: Final = 1e-4
 """How far float32 results of a device may be from the plain equations, as the published code's are."""
@@ -131,10 +131,9 @@ def agreement(device: torch.device) -> Iterator[Check]:
 def encoder_memory(device: torch.device, side: int = SIDE) -> Iterator[Check]:
     """What is predicted for the encoder alone against its measured peak: a formula, so neither too low nor too high."""
     config = preset("small")
-    attention = "stored" if keeps_scores(device.type, 64) else "fused" if device.type == "cuda" else "plain"
     predicted = encoder_bytes(
         (side // config.patch) ** 2, config.dim, config.hidden, config.heads, 64, 1, default_chunk(device.type),
-        fast_precision(device).itemsize, attention, values=config.in_channels * config.patch**2,
+        fast_precision(device).itemsize, attention_kind(device.type, 64), values=config.in_channels * config.patch**2,
     )  # fmt: skip
     predicted += RESIDENT if device.type == "cpu" else 0
     said = f"{format_bytes(predicted)} predicted for {side} px"

@@ -16,7 +16,7 @@ from pipelines.errors import RequestError
 from pipelines.inference import fast_precision
 from tiling import Grid, Size
 from veca_core.memory import FLOAT, NetworkSize, forward_bytes, forward_operations, stitch_bytes
-from veca_core.streaming import default_chunk, keeps_scores
+from veca_core.streaming import attention_kind, default_chunk
 
 SHARE: Final = 0.8
 """Of the memory that is free, what a run takes unless told otherwise."""
@@ -193,8 +193,7 @@ def pass_bytes(
     chunk: int | None = None,
 ) -> int:
     """Expected peak bytes of one pass over `batch` windows of height x width pixels, beyond weights."""
-    kept = keeps_scores(device.type, cores)
-    attention = "stored" if kept else {"cpu": "fused on a CPU", "cuda": "fused"}.get(device.type, "plain")
+    attention = attention_kind(device.type, cores)
     chunk, dtype = chunk or default_chunk(device.type), fast_precision(device).itemsize
     pixels = batch * height * width * network.bands * FLOAT
     return pixels + int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))

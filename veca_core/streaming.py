@@ -39,6 +39,13 @@ def keeps_scores(device: str, cores: int) -> bool:
     return device == "cpu" and cores < FUSED_FROM
 
 
+def attention_kind(device: str, cores: int) -> str:
+    """How the patches' attention is computed, by its name in `memory.ATTENTIONS`."""
+    if keeps_scores(device, cores):
+        return "stored"
+    return {"cpu": "fused on a CPU", "cuda": "fused"}.get(device, "plain")
+
+
 class CoreSoftmax:
     """The cores' attention over tokens that come in pieces: softmax(scores) @ values."""
 

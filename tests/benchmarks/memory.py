@@ -25,7 +25,7 @@ from veca_core.card import Architecture, Bands
 from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes
 from veca_core.model import network_size
 from veca_core.prepared import prepared
-from veca_core.streaming import default_chunk, keeps_scores
+from veca_core.streaming import attention_kind, default_chunk
 
 LITE = "tu-tf_efficientnet_lite0"
 CLASSES = 5
@@ -70,7 +70,7 @@ def measure(what: Pass) -> tuple[int, int]:
         before = psutil.Process().memory_info().rss
         run(pixels)
     measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    attention = "stored" if keeps_scores("cpu", what.cores) else "fused on a CPU"
+    attention = attention_kind("cpu", what.cores)
     if what.head:
         predicted = forward_bytes(
             size, what.side, what.side, what.batch, what.cores, what.chunk, number.itemsize, attention

@@ -44,8 +44,7 @@ class DicomSource(OpenedImage):
     def __init__(self, path: str | os.PathLike[str], *, indexed: bool = False) -> None:
         super().__init__(path, indexed=indexed)
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        """Held while wsidicom reads: two threads in one of its slides sometimes get each other's frames."""
+        """Held while wsidicom opens, reads or closes: two threads in a slide sometimes get each other's frames."""
         self._slide: WsiDicom | None = None
         with one_line(f"{self.path}: cannot be read"):
             self._files = series_files(self.path)
@@ -61,7 +60,7 @@ class DicomSource(OpenedImage):
 
     def close(self) -> None:
         """Closes the files. Reading again re-opens them."""
-        with self._turn, self._lock:
+        with self._lock:
             if self._slide is not None:
                 self._slide = None
                 self._closer()
@@ -71,14 +70,14 @@ class DicomSource(OpenedImage):
         return 2 * CACHE + super().working_bytes
 
     def _opened(self) -> WsiDicom:
-        with self._lock:
-            if self._slide is None:
-                settings = Settings(decoded_frame_cache_size=CACHE, encoded_frame_cache_size=CACHE // 4)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of values that pydicom tolerates
-                    slide = self._open(settings)
-                self._slide, self._closer = slide, weakref.finalize(self, slide.close)
-            return self._slide
+        """For whoever holds the lock."""
+        if self._slide is None:
+            settings = Settings(decoded_frame_cache_size=CACHE, encoded_frame_cache_size=CACHE // 4)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of values that pydicom tolerates
+                slide = self._open(settings)
+            self._slide, self._closer = slide, weakref.finalize(self, slide.close)
+        return self._slide
 
     def _open(self, settings: Settings) -> WsiDicom:
         try:
@@ -122,7 +121,7 @@ class DicomSource(OpenedImage):
 
     def _read(self, box: Box, level: int) -> NDArray[Any]:
         number = self._level_numbers[level]
-        with self._turn:
+        with self._lock:
             slide = self._opened()
             planes = [
                 slide.read_region(
@@ -137,7 +136,7 @@ class DicomSource(OpenedImage):
         """False where a sparse file leaves a frame out, of any path: wsidicom paints it in the background's colour."""
         chunk = self.levels[level].chunk
         valid = np.ones((box.height, box.width), dtype=np.bool_)
-        with self._turn:
+        with self._lock:
             group = next(one for one in self._opened().levels if one.level == self._level_numbers[level])
             images = [(path, group.instance_at(path, self._plane).image_data) for path in self._paths]
             for tile in tiles_of(self.levels[level], box):
