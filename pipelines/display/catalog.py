@@ -184,10 +184,7 @@ class Catalog:
         for place, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith(".") and ".zarr" not in name)
             here = Path(place)
-            for name, beside, read in (
-                (RECORD, LABELS, LiveRecord.read),
-                (CORRECTIONS, STROKES, CorrectionsRecord.read),
-            ):
+            for name, beside, read in _RECORDS:
                 if name in files and self.holds(here / name) and self.holds(here / beside):
                     try:
                         yield here.resolve(), read(here)

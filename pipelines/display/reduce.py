@@ -21,7 +21,7 @@ def halve(pixels: NDArray[Any], valid: NDArray[np.bool_], factor: int = 2) -> tu
         if inner == (height, width):
             return _mean_of_bytes(pixels, factor), np.ones((height // factor, width // factor), bool)
         parts = [
-            [_mean(pixels[rows, columns], valid[rows, columns], factor) for columns in _split(width, inner[1])]
+            [halve(pixels[rows, columns], valid[rows, columns], factor) for columns in _split(width, inner[1])]
             for rows in _split(height, inner[0])
         ]
         both = [np.concatenate([np.concatenate([p[k] for p in row], axis=1) for row in parts]) for k in (0, 1)]
@@ -52,8 +52,6 @@ def _mean(pixels: NDArray[Any], valid: NDArray[np.bool_], factor: int) -> tuple[
     """For any pixels and any validity."""
     height, width = valid.shape
     down, across = -(-height // factor), -(-width // factor)
-    if pixels.dtype == np.uint8 and valid.all() and not (height % factor or width % factor):
-        return _mean_of_bytes(pixels, factor), np.ones((down, across), bool)
     spare = (down * factor - height, across * factor - width)
     weight = np.pad(valid, ((0, spare[0]), (0, spare[1]))).reshape(down, factor, across, factor)
     count = weight.sum(axis=(1, 3))

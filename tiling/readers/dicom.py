@@ -24,7 +24,7 @@ from tiling import storage
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef, plausible
-from tiling.readers.opened import OpenedImage, level_scale, one_line, tiles_of
+from tiling.readers.opened import OpenedImage, all_but, level_scale, one_line, tiles_of
 from tiling.source import Kind, Level
 
 CACHE: Final = 64 * 2**20
@@ -135,16 +135,15 @@ class DicomSource(OpenedImage):
     def _valid(self, box: Box, level: int) -> NDArray[np.bool_]:
         """False where a sparse file leaves a frame out, of any path: wsidicom paints it in the background's colour."""
         chunk = self.levels[level].chunk
-        valid = np.ones((box.height, box.width), dtype=np.bool_)
         with self._lock:
             group = next(one for one in self._opened().levels if one.level == self._level_numbers[level])
             images = [(path, group.instance_at(path, self._plane).image_data) for path in self._paths]
-            for tile in tiles_of(self.levels[level], box):
+
+            def sparse(tile: Box) -> bool:
                 at = Point(tile.x // chunk.width, tile.y // chunk.height)
-                common = tile.intersect(box)
-                if common is not None and any(image.is_sparse(at, self._plane, path) for path, image in images):
-                    valid[common.relative_to(box).slices] = False
-        return valid
+                return any(image.is_sparse(at, self._plane, path) for path, image in images)
+
+            return all_but(box, filter(sparse, tiles_of(self.levels[level], box)))
 
 
 def series_files(path: str) -> list[Path]:

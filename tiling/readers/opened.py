@@ -265,6 +265,16 @@ def tiles_of(level: Level, box: Box) -> Iterator[Box]:
             yield Box.between(y, x, min(y + tile.height, level.size.height), min(x + tile.width, level.size.width))
 
 
+def all_but(box: Box, left_out: Iterable[Box]) -> NDArray[np.bool_]:
+    """(H, W) of a box: False in the tiles that a file leaves out."""
+    there = np.ones((box.height, box.width), dtype=np.bool_)
+    for tile in left_out:
+        common = tile.intersect(box)
+        if common is not None:
+            there[common.relative_to(box).slices] = False
+    return there
+
+
 def short_name(path: str) -> str:
     """The file name without its ending: 'a/b.ome.tif' -> 'b'; never empty, '.' or '..': '...png' -> '_png'."""
     path = storage.restored(path)

@@ -21,7 +21,7 @@ from tiling import storage, validity
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.readers import placed, raster_tags
-from tiling.readers.opened import OpenedImage, level_scale, one_line, tiles_of
+from tiling.readers.opened import OpenedImage, all_but, level_scale, one_line, tiles_of
 from tiling.readers.plain import PlainTiff
 from tiling.readers.tiff import tiff_magic
 from tiling.source import Kind, Level
@@ -203,12 +203,7 @@ class RasterSource(OpenedImage):
 
     def _present(self, box: Box, level: int) -> NDArray[np.bool_]:
         """(H, W): False where the file leaves the tile out, as sparse GeoTIFFs do; GDAL gives zeros there."""
-        present = np.ones((box.height, box.width), dtype=np.bool_)
-        for tile, there in self._tiles(box, level):
-            common = tile.intersect(box)
-            if not there and common is not None:
-                present[common.relative_to(box).slices] = False
-        return present
+        return all_but(box, (tile for tile, there in self._tiles(box, level) if not there))
 
     def _tiles(self, box: Box, level: int) -> list[tuple[Box, bool]]:
         """The tiles that a box touches, and whether the file holds them, of any band; asks GDAL's index, no pixels."""
