@@ -226,6 +226,22 @@ def test_a_raster_that_leaves_a_tile_out_has_no_data_there_at_any_level(tmp_path
         assert image.valid(image.levels[1].size.box, 1).all(), "there a tile shows more than the hole"
 
 
+@pytest.mark.parametrize(("dtype", "nodata"), [("float32", None), ("float32", -1.0), ("uint16", 7)])
+def test_what_a_raster_leaves_out_is_no_data_whatever_else_says_what_is(
+    tmp_path: Path, dtype: str, nodata: float | None
+) -> None:
+    path, pixels = tmp_path / "a.tif", np.full((128, 128), 5, dtype)
+    pixels[3, 100] = 5 if nodata is None else nodata
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "SPARSE_OK": "TRUE", "nodata": nodata}
+    place = {"crs": "EPSG:32617", "transform": Affine(2, 0, 500000, 0, -2, 5000000)}
+    with rasterio.open(path, "w", "GTiff", 128, 128, 1, dtype=dtype, **layout, **place) as dataset:
+        dataset.write(pixels[:64], 1, window=((0, 64), (0, 128)))
+    expected = np.zeros((128, 128), bool)
+    expected[:64] = True if nodata is None else pixels[:64] != nodata
+    with open_image(path) as image:
+        assert np.array_equal(image.valid(Box(0, 0, 128, 128)), expected)
+
+
 def test_world_files_are_found_as_gdal_finds_them(tmp_path: Path) -> None:
     for name, beside in (("a.TIF", "a.TFW"), ("b.tiff", "b.tiffw"), ("c.tif", "c.wld"), ("d.PNG", "d.PGW")):
         if name.endswith("PNG"):

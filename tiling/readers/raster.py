@@ -192,7 +192,8 @@ class RasterSource(OpenedImage):
         valid = self._present(box, level)
         if self.dtype.kind == "f" or None not in self._nodata or self._palette is not None:
             pixels = self._stored(box, level)
-            valid = validity.combine(validity.differs_from_nodata(pixels, self._nodata), validity.finite(pixels))
+            data = validity.differs_from_nodata(pixels, self._nodata)
+            valid = validity.combine(valid, data, validity.finite(pixels))
             if self._palette is not None:
                 valid &= validity.opaque(self._palette[pixels[..., 0], 3])
         if self._alpha is not None:
