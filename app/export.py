@@ -40,10 +40,7 @@ def export_panel(desk: Desk, image: ImageEntry, layer: LayerEntry, offer: Callab
     values = left.multiselect("Classes", list(names), shown, names.__getitem__, key=f"export classes {layer.id}")
     formats = middle.multiselect("As", list(FORMATS), ["GeoJSON", "CSV"], key="export formats")
     part = right.radio("Of", [DRAWN, WHOLE] if corners else [WHOLE], key=f"export part {bool(corners)}")
-    place = tiles.place
-    drawn = None
-    if part == DRAWN and corners:
-        drawn = [((y - place.y) / place.step_y, (x - place.x) / place.step_x) for y, x in corners]
+    drawn = tiles.place.of_labels((y, x) for y, x in corners) if part == DRAWN and corners else None
     folder = desk.catalog.roots[0] / EXPORTS / f"{layer.name.replace('/', ' ')} {time.strftime('%Y-%m-%d %H.%M.%S')}"
     pair = (layer.mask or layer.folder, layer.folder if layer.mask else None)
     exports = [FORMATS[name] for name in formats]

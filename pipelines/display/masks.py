@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,10 @@ class Place:
         if max(abs(a.b), abs(a.d)) > 1e-6 * max(abs(a.a), abs(a.e)):
             raise RequestError("the mask is turned against its image and cannot be laid over it; segment again")
         return cls(float(a.f), float(a.c), float(a.e), float(a.a))
+
+    def of_labels(self, points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        """(y, x) in pixels of the label image of points in level-0 pixels of the image."""
+        return [((y - self.y) / self.step_y, (x - self.x) / self.step_x) for y, x in points]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def tile_box(sizes: Sequence[Size], level: int, row: int, column: int) -> Box:
 def count(mask: Any, corners: Sequence[tuple[float, float]]) -> Count:
     """`MaskTiles.count`, for anything that has sizes, place and read."""
     place: Place = mask.place
-    own = [((y - place.y) / place.step_y, (x - place.x) / place.step_x) for y, x in corners]
+    own = place.of_labels(corners)
     full: Size = mask.sizes[0]
     low_y, low_x = (max(0, int(np.floor(min(p[i] for p in own)))) for i in (0, 1))
     high_y = min(full.height, int(np.ceil(max(p[0] for p in own))))

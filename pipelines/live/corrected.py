@@ -64,9 +64,7 @@ class CorrectedTiles:
 
     def stroke(self, value: int | None, radius: float, points: Sequence[tuple[float, float]]) -> Stroke:
         """One that is given in level-0 pixels of the image."""
-        place = self.place
-        own = tuple(((y - place.y) / place.step_y, (x - place.x) / place.step_x) for y, x in points)
-        return Stroke(value, radius / place.step_x, own)
+        return Stroke(value, radius / self.place.step_x, tuple(self.place.of_labels(points)))
 
 
 def write_corrected(corrections: Corrections) -> list[Path]:
