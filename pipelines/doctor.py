@@ -20,7 +20,7 @@ from pipelines.gauge import GaugeError, gauge
 from pipelines.inference import autocast, fast_precision
 from pipelines.job import versions
 from pipelines.known import KNOWN, known_network, known_picture, sample
-from pipelines.planner import Wishes, make_plan, pass_bytes
+from pipelines.planner import READING, Wishes, make_plan, pass_bytes
 from tiling import Size
 from veca_core import ModelError, Segmenter, VecaEncoder, load_model, preset, shipped_models
 from veca_core.memory import RESIDENT, encoder_bytes
@@ -152,7 +152,7 @@ def plan_memory(device: torch.device) -> Iterator[Check]:
         network, cores = network_size(model.network), model.network.encoder.config.cores
         plan = make_plan(network, Size(20_000, 20_000), cores, model.card.window, Wishes(device=str(device)))
         expected = pass_bytes(network, plan.window, plan.window, plan.batch, cores, device)
-        expected += RESIDENT if device.type == "cpu" else 0
+        expected += READING if device.type == "cpu" else 0  # which what the allocator keeps comes out of, too
         said = f"{format_bytes(expected)} planned for {plan.batch} x {plan.window} px"
         if device.type not in ("cpu", "cuda"):
             yield Check(f"memory of {model.card.name}", f"{said}; {device.type} tells no peak to compare with")

@@ -23,8 +23,6 @@ SHARE: Final = 0.8
 CHUNK: Final = 512
 """Side of a Zarr chunk in pixels; blocks are whole numbers of them."""
 BLOCKS: Final = (2048, 1024, 512)
-SLACK: Final = 1.1
-"""Allowance over the counted bytes for what the allocator keeps."""
 WORTH: Final = 0.9
 """Fewer cores are a choice where they need at most this share of the memory."""
 READING: Final = 160 * 2**20
@@ -196,7 +194,7 @@ def pass_bytes(
     attention = attention_kind(device.type, cores)
     chunk, dtype = chunk or default_chunk(device.type), fast_precision(device).itemsize
     pixels = batch * height * width * network.bands * FLOAT
-    return pixels + int(SLACK * forward_bytes(network, height, width, batch, cores, chunk, dtype, attention))
+    return pixels + forward_bytes(network, height, width, batch, cores, chunk, dtype, attention)
 
 
 def operations(network: NetworkSize, image: Size, plan: Plan) -> float:

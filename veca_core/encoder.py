@@ -32,9 +32,8 @@ class Tokens:
 
     @property
     def features(self) -> Tensor:
-        """The patches as a map (B, D, h, w)."""
-        batch, _, dim = self.patches.shape
-        return self.patches.transpose(1, 2).reshape(batch, dim, *self.grid)
+        """The patches as a map (B, D, h, w), without a copy: the channels of a patch lie together."""
+        return torch.unflatten(self.patches, 1, self.grid).permute(0, 3, 1, 2)
 
 
 class VecaEncoder(nn.Module):

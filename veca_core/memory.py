@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 FLOAT = 4
@@ -12,8 +13,24 @@ FLOAT = 4
 ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
 """How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
 or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
+CPU_ATTENTIONS: Final = ("stored", "fused on a CPU")
+HEAPED: Final = 32 * 2**20
+"""Bytes of the largest block that glibc keeps on its heap, which grows up to there by itself (mallopt(3))."""
+HOLES: Final = 1.5
+"""A heap's size over what is alive in it: aligned blocks do not fit the holes that blocks of their own size left. It
+was 1.2 to 2.2 in single processes with torch 2.14 and glibc 2.36."""
 RESIDENT: Final = 18 * 2**20
 """Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is taken (positive) and given back around the encoder's blocks, in order: bytes per input pixel."""
+
+    stem: tuple[float, ...]
+    """From raw pixels to tokens and finer features, which stay."""
+    head: tuple[float, ...]
+    """From there to logits at full size, which stay alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +45,8 @@ class NetworkSize:
     patch: int
     bands: int
     classes: int
-    widest: float
-    """Values per input pixel that the widest layer of stem and head holds at once: its input and the copies that a
-    convolution makes of it, its output, and a copy of that for the normalisation behind it."""
-    skips: float
-    """Values per input pixel of the finer features that wait for the head."""
+    around: Mapping[tuple[int, bool], Around] = field(repr=False)
+    """For 4 and 2 bytes a number, on a CPU (True) and elsewhere."""
     operations: float
     """Floating-point operations per input pixel of stem and head."""
     embeds: bool
@@ -45,7 +59,16 @@ class NetworkSize:
 
     def prepared(self, dtype: int) -> int:
         """Bytes of the blocks' weights as they are prepared for products of a number type, beside the weights."""
-        return self.layers * (4 * self.dim**2 + 3 * self.dim * self.hidden) * dtype
+        return self._in_blocks * dtype
+
+    def cast(self, dtype: int) -> int:
+        """Bytes of the other weights as autocast keeps them during a pass in another number type than their own."""
+        return (self.parameters - self._in_blocks) * dtype if dtype != FLOAT else 0
+
+    @property
+    def _in_blocks(self) -> int:
+        """Weights that are matrices of the blocks."""
+        return self.layers * (4 * self.dim**2 + 3 * self.dim * self.hidden)
 
 
 def encoder_bytes(
@@ -117,24 +140,55 @@ def forward_bytes(
 ) -> int:
     """Peak bytes of one inference pass beyond weights and pixels, for `batch` windows of height x width pixels.
 
-    The largest of four moments: a convolutional stem's widest layer, the encoder's work, the head's widest layer, and
-    the logits at full size with their softmax; beside each, the finer features that wait for the head.
+    Follows what is taken and given back: by the stem, by the encoder beside the finer features that wait, by the head,
+    and for the softmax of the logits at full size.
     """
     pixels = batch * height * width
     tokens = -(-height // size.patch) * -(-width // size.patch)
-    # What a convolutional stem hands to the head is of the number type that is multiplied; averaged pixels are floats,
-    # and what is joined with them becomes that.
-    number = FLOAT if size.embeds else dtype
-    # A convolutional stem sees all pixels as floats at once, the embedding a band at a time.
-    alive = pixels * (0 if size.embeds else size.bands * FLOAT) + pixels * size.skips * number
+    on_cpu = attention in CPU_ATTENTIONS
+    pool = Pool(HEAPED if on_cpu else 0)
     encoder = encoder_bytes(
         tokens, size.dim, size.hidden, size.heads, cores, batch, chunk, dtype, attention,
         values=size.bands * size.patch**2 if size.embeds else 0,
     )  # fmt: skip
-    state = batch * tokens * size.dim * FLOAT
-    head = state + size.widest * pixels * number
-    logits = state + 3 * size.classes * pixels * FLOAT
-    return int(alive + max(encoder, head, logits))
+    around = size.around[dtype, on_cpu]
+    work = encoder - batch * tokens * size.dim * FLOAT  # the state is one of the steps
+    shares = size.classes * pixels * FLOAT
+    for _ in range(2):  # the second pass finds the heap as the first one left it
+        pool.empty()
+        pool.follow(around.stem, pixels)
+        for part in (work, -work):
+            pool.change(part, heaped=True)
+        pool.follow(around.head, pixels)
+        pool.change(shares)
+    return int(size.cast(dtype) + pool.peak)
+
+
+class Pool:
+    """A process's memory as an allocator keeps it: the heap does not shrink, and large blocks come and go."""
+
+    def __init__(self, heaped: int) -> None:
+        """`heaped` bytes, or fewer, come from the heap."""
+        self.heaped = heaped
+        self.heap = self.high = self.large = self.peak = 0.0
+
+    def empty(self) -> None:
+        """All is given back."""
+        self.heap = self.large = 0.0
+
+    def follow(self, steps: Iterable[float], pixels: int) -> None:
+        """Steps in bytes per pixel, for so many."""
+        for step in steps:
+            self.change(step * pixels)
+
+    def change(self, size: float, heaped: bool = False) -> None:
+        """Takes a block, or gives it back where `size` is negative."""
+        if heaped or abs(size) <= self.heaped:
+            self.heap += size
+            self.high = max(self.high, self.heap) if self.heaped else self.heap
+        else:
+            self.large += size
+        self.peak = max(self.peak, (HOLES if self.heaped else 1) * self.high + self.large)
 
 
 def forward_operations(size: NetworkSize, height: int, width: int, cores: int) -> float:

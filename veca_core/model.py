@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from veca_core.allocations import Allocations
 from veca_core.card import Architecture, Bands, Card
-from veca_core.encoder import VecaEncoder
+from veca_core.encoder import Tokens, VecaEncoder
 from veca_core.errors import ModelError
 from veca_core.heads import HEADS, Head
-from veca_core.memory import NetworkSize
-from veca_core.stem import PatchEmbed, build_stem
+from veca_core.memory import Around, NetworkSize
+from veca_core.stem import PatchEmbed, Stemmed, build_stem
 
 
 class Segmenter(nn.Module):
@@ -55,11 +57,14 @@ class Segmenter(nn.Module):
         """Logits (B, classes, H, W), float32, for any H, W >= 1; without gradients `chunk` tokens at a time."""
         height, width = pixels.shape[-2:]
         tokens = self.encoder(pixels, cores, chunk, scale=(self.mean, self.std), skips=self.head.reads_skips)
+        return self.decode(tokens)[..., :height, :width]
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Logits (B, classes, h * patch, w * patch), float32."""
         logits = self.head(tokens).float()
         patch = self.encoder.config.patch
         padded = (tokens.grid[0] * patch, tokens.grid[1] * patch)
-        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
+        return F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
 
 
 def network_size(network: Segmenter) -> NetworkSize:
@@ -87,34 +92,25 @@ def build_encoder(architecture: Architecture) -> VecaEncoder:
 _SIZES: Final[WeakKeyDictionary[Segmenter, NetworkSize]] = WeakKeyDictionary()
 
 
+SIDE: Final = 128
+"""Patches along a side of the picture that a network is measured with: weights are nothing beside its features."""
+
+
 def _measured(network: Segmenter) -> NetworkSize:
     """Passes a picture without content through a copy."""
-    ghost = copy.deepcopy(network).to("meta").eval()
-    side = 16 * ghost.encoder.config.patch
-    widest = 0
-
-    def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal widest
-        held = sum(t.numel() for t in inputs if isinstance(t, Tensor))
-        if isinstance(module, nn.Conv2d):
-            held *= 3  # its input, padded, and turned into the layout that it computes in
-        widest = max(widest, held + 2 * output.numel() if isinstance(output, Tensor) else 0)
-
-    for part in (ghost.encoder.stem, ghost.head):
-        for module in part.modules():
-            if not any(module.children()):
-                module.register_forward_hook(measure)
-    config = ghost.encoder.config
-    picture = torch.empty(1, config.in_channels, side, side, device="meta")
-    stem, reads = ghost.encoder.stem, ghost.head.reads_skips
-    with torch.no_grad():
-        tokens = ghost.encoder(picture, skips=reads)
-        ghost.head(tokens)
-    with FlopCounterMode(display=False) as counter:
-        stem(picture)
-        ghost.head(tokens)
+    ghost = copy.deepcopy(network).cpu().eval()
+    config, stem = ghost.encoder.config, ghost.encoder.stem
+    pixels = (SIDE * config.patch) ** 2
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        around = {
+            (number.itemsize, on_cpu): _around(ghost, number, on_cpu, pixels)
+            for number in (torch.float32, torch.bfloat16)
+            for on_cpu in (True, False)
+        }
+        with FlopCounterMode(display=False) as counter:
+            ghost.decode(_tokens(ghost, _stemmed(ghost)))
     embeds = isinstance(stem, PatchEmbed)
-    kept = reads or not embeds  # a convolutional stem makes finer features on its way, whoever reads them
+    embedding = 2 * config.in_channels * config.dim if embeds else 0
     return NetworkSize(
         parameters=sum(p.numel() for p in network.parameters()),
         dim=config.dim,
@@ -124,8 +120,39 @@ def _measured(network: Segmenter) -> NetworkSize:
         patch=config.patch,
         bands=config.in_channels,
         classes=network.classes,
-        widest=widest / side**2,
-        operations=counter.get_total_flops() / side**2,
-        skips=sum(c / s**2 for c, s in zip(stem.skip_channels, stem.strides, strict=True)) if kept else 0.0,
+        around=around,
+        operations=counter.get_total_flops() / pixels + embedding,
         embeds=embeds,
     )
+
+
+def _around(ghost: Segmenter, number: torch.dtype, on_cpu: bool, pixels: int) -> Around:
+    """What stem and head take in a number type, on a CPU or elsewhere."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=number == torch.bfloat16), Allocations(on_cpu) as allocations:
+        tokens = _tokens(ghost, _stemmed(ghost))
+        stem = allocations.take(pixels)
+        logits = ghost.decode(tokens)
+        del tokens
+        head = allocations.take(pixels)
+        del logits
+    return Around(stem, head)
+
+
+def _stemmed(ghost: Segmenter) -> Stemmed:
+    """What a picture without content becomes; patches are embedded a band at a time, which takes nothing of its own."""
+    config, stem, reads = ghost.encoder.config, ghost.encoder.stem, ghost.head.reads_skips
+    side = SIDE * config.patch
+    if isinstance(stem, PatchEmbed):
+        strides = stem.strides if reads else ()
+        finer = tuple(torch.empty(1, config.in_channels, side // stride, side // stride) for stride in strides)
+        return Stemmed(torch.empty(1, SIDE**2, config.dim), (SIDE, SIDE), finer)
+    picture = torch.empty(1, config.in_channels, side, side, dtype=torch.uint8)
+    found: Stemmed = stem(picture, (ghost.mean, ghost.std), reads)
+    return found
+
+
+def _tokens(ghost: Segmenter, stemmed: Stemmed) -> Tokens:
+    """The same behind blocks that do nothing."""
+    patches = stemmed.tokens.to(ghost.encoder.bank.tokens.dtype)
+    features = patches.new_empty(*patches.shape[:2], ghost.encoder.config.output_dim or patches.shape[2])
+    return Tokens(features[:, :0], features, stemmed.grid, stemmed.skips)

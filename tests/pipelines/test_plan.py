@@ -15,11 +15,12 @@ from pipelines.device import choose_device, format_bytes, parse_bytes
 from pipelines.errors import RequestError
 from pipelines.planner import BLOCKS, Pace, Plan, Wishes, core_choices, make_plan, operations, predict
 from tiling import Grid, Size
-from veca_core.memory import NetworkSize
+from veca_core.memory import Around, NetworkSize
 
 NETWORK = NetworkSize(
-    parameters=4_000_000, dim=192, hidden=512, heads=3, layers=6, patch=16, bands=3, classes=4, widest=100.0,
-    skips=20.0, operations=10_000.0, embeds=False,
+    parameters=4_000_000, dim=192, hidden=512, heads=3, layers=6, patch=16, bands=3, classes=4,
+    around=dict.fromkeys(itertools.product((2, 4), (True, False)), Around(stem=(400.0, -320.0), head=(320.0, -384.0))),
+    operations=10_000.0, embeds=False,
 )  # fmt: skip
 SIZES = st.builds(Size, st.integers(1, 100_000), st.integers(1, 100_000))
 MEMORY = st.integers(2**26, 2**36)
@@ -113,7 +114,7 @@ def test_an_apple_gpu_that_is_not_there_is_refused() -> None:
         choose_device("mps")
 
 
-LARGE_BANK = replace(NETWORK, embeds=True, widest=1.0, skips=0.0)
+LARGE_BANK = replace(NETWORK, embeds=True, around=dict.fromkeys(NETWORK.around, Around(stem=(3.0,), head=(1.0,))))
 """A network whose scores are what fills the memory of a CPU: so many cores are computed by a kernel of their own."""
 
 

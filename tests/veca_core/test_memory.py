@@ -18,8 +18,9 @@ from veca_core.model import network_size
 from veca_core.streaming import keeps_scores
 
 ROOT = Path(__file__).parents[2]
-PASSES = [("patch", "linear", "small", 512), ("patch", "linear", "small", 1024), (LITE, "unet", "tiny", 512),
+PASSES = [("patch", "linear", "small", 1024), ("patch", "unet", "tiny", 1024), (LITE, "unet", "tiny", 512),
           (LITE, "unet", "tiny", 1024)]  # fmt: skip
+READINGS = 3
 MEASURE = """
 import json, os, resource, sys
 import torch
@@ -35,11 +36,13 @@ def run(stem, head, name, side):
     fields = {key: getattr(preset(name), key) for key in preset(name).__dataclass_fields__}
     bands = Bands(names=("r", "g", "b"), mean=(0, 0, 0), std=(1, 1, 1))
     model = build(Architecture(encoder=fields, stem=stem, head=head), bands, 5).eval()
+    model = model.to(memory_format=torch.channels_last)  # as `load_model` does
     with torch.inference_mode():
         model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
         before = peak()
-        model(torch.zeros(1, 3, side, side, dtype=torch.uint8)).softmax(dim=1)
-    return peak() - before, forward_bytes(network_size(model), side, side, 1, 64)
+        for _ in range(3):  # a later pass finds what the one before left on the heap
+            model(torch.zeros(1, 3, side, side, dtype=torch.uint8)).softmax(dim=1)
+    return before, peak(), forward_bytes(network_size(model), side, side, 1, 64)
 
 torch.set_num_threads(1)
 for line in json.loads(sys.argv[1]):
@@ -54,16 +57,20 @@ for line in json.loads(sys.argv[1]):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: processes cannot share their imports here")
-def test_the_predicted_peak_is_close_to_the_measured_one() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(PASSES)]
+def test_the_predicted_peak_of_a_process_is_the_measured_one() -> None:
+    """Resident sizes of whole processes, the median of some. A pass alone, too, is not wildly off: how many holes
+    glibc's heap has differs from one process to the next by a third."""
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(PASSES * READINGS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(figures) == len(PASSES)
-    for (stem, head, name, side), (measured, predicted) in zip(PASSES, figures, strict=True):
+    assert len(figures) == len(PASSES) * READINGS
+    for i, (stem, head, name, side) in enumerate(PASSES):
+        before, peak, passing = sorted(figures[i :: len(PASSES)], key=lambda figure: figure[1] - figure[0])[1]
+        measured, predicted = peak - before, passing + RESIDENT
         said = f"{stem} {head} {name} at {side} px: measured {measured >> 20} MiB, predicted {predicted >> 20} MiB"
-        sys.stdout.write(said + "\n")
-        assert predicted >= 0.85 * measured - (24 << 20), said
-        assert predicted <= 1.6 * measured, said
+        sys.stdout.write(said + f" beyond {before >> 20} MiB\n")
+        assert 0.95 * peak <= before + predicted <= 1.15 * peak, said
+        assert 0.7 * measured <= predicted <= 1.6 * measured, said
 
 
 PEAKS: list[Pass] = [

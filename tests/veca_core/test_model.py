@@ -91,7 +91,7 @@ def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype, stem: str,
         assert torch.equal(kept, value.to(dtype).to(value.dtype) if value.is_floating_point() else value)
     with torch.no_grad():
         got, expected = loaded.network(pixels(40, 50)), model(pixels(40, 50))
-    torch.testing.assert_close(got, expected, atol=1e-6 if dtype == torch.float32 else 0.05, rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
 
 
 def test_the_digest_names_weights_and_card(tmp_path: Path) -> None:
