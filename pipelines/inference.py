@@ -21,6 +21,10 @@ READERS: Final = 2
 """Threads that read windows."""
 MOST_WAITING: Final = 64
 """Steps that wait for a batch to become full, before it is run as it is."""
+MOST_ANSWERS: Final = 4
+"""Windows that wait to be stitched, at most."""
+ANSWERS: Final = 16 * 2**20
+"""Bytes that they may take; one waits whatever it takes."""
 _ROWS: Final = 32
 """Rows of logits that become probabilities at once on a CPU."""
 Done = TypeVar("Done")
@@ -119,8 +123,13 @@ class Predictor:
         behind = _Behind(self.network.classes, self.channels, weights, finish)
         with closing(ahead(self._reader(view), steps, self.batch + READERS, threads=READERS)) as read:
             answered = self._answered(clock.through("read", read), clock)
-            with closing(ahead(behind, answered, 1)) as done:
+            with closing(ahead(behind, answered, self._answers_ahead(grid))) as done:
                 yield from (result[0] for result in clock.through("write", done) if result is not None)
+
+    def _answers_ahead(self, grid: Grid) -> int:
+        """Windows that may wait to be stitched while a block is written: a few, as far as they are small."""
+        size = self.channels * grid.window.height * grid.window.width * np.dtype(np.float32).itemsize
+        return max(1, min(MOST_ANSWERS, ANSWERS // size))
 
     def _reader(self, view: View) -> Callable[[Step], _Piece]:
         """Fetches the pixels of the windows that are to be run; none where a window has no data that is asked for."""
