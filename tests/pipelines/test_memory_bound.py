@@ -46,6 +46,20 @@ def test_the_peak_stays_within_the_bound_where_much_is_carried_from_one_row_of_b
     assert run["peak_memory"] <= run["plan"]["memory"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are counted as Linux does")
+@pytest.mark.parametrize(("name", "window"), [("nuclei", 256), ("nuclei", 1024), ("aerial-landcover", 512)])
+def test_what_is_expected_of_a_run_is_what_it_takes(tmp_path: Path, name: str, window: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (375, 375, 3), np.uint8)
+    pixels = noise.repeat(8, axis=0).repeat(8, axis=1)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(256, 256), compression="jpeg")
+    options = ("--window", str(window), "--threads", "1", "--device", "cpu", "--exports", "mask,preview")
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "segment", str(tmp_path / "a.tif")]
+    subprocess.run([*command, "--model", name, "--out", str(tmp_path), *options], capture_output=True, check=True)
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    expected, peak = run["plan"]["predicted"], run["peak_memory"]
+    assert 0.95 * peak <= expected <= 1.15 * peak, f"expected {expected >> 20} MiB, took {peak >> 20} MiB"
+
+
 def test_a_picture_that_is_decoded_whole_counts_in_the_plan(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((9000, 9000, 3), np.uint8)).save(picture, compress_level=1)
