@@ -40,7 +40,8 @@ def run(side: int, dtype: str, cores: int, batch: int, chunk: int) -> int:
         small = torch.ones(1, 3, 64, 64, dtype=torch.uint8)
         encoder(small, cores, scale=scale, skips=False)  # loads the library's code
         before = psutil.Process().memory_info().rss
-        encoder(images, cores, chunk=chunk, scale=scale, skips=False)
+        for _ in range(3):  # a later pass finds what the one before left on the heap
+            encoder(images, cores, chunk=chunk, scale=scale, skips=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
