@@ -25,7 +25,7 @@ WORK: Final = 4.0
 out of a layer, and the copies that a convolution makes of them."""
 
 
-SCRATCH: Final = 96 * 2**20
+SCRATCH: Final = 176 * 2**20
 """Bytes that a process comes to hold beside its tensors: compiled kernels, crops on their way, what was freed."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tiling.disk import flush
 from tiling.geometry import Box
 
-_LINE = re.compile(r"(\d+) (\d+) ([1-9]\d*) ([1-9]\d*) ([0-9a-f]{8})\n")
+_LINE = re.compile(r"(\d+) (\d+) ([1-9]\d*) ([1-9]\d*) ([0-9a-f]{8})")
 
 
 class Journal:
@@ -25,8 +25,9 @@ class Journal:
         """CRC-32 of each finished block's labels; of a block written twice, the last."""
         if not self.path.exists():
             return {}
-        text = self.path.read_text("ascii", errors="replace")
-        matches = map(_LINE.fullmatch, text.splitlines(keepends=True))
+        # As bytes: read as text, a stray carriage return would end a line that was cut short.
+        lines = self.path.read_bytes().decode("ascii", errors="replace").split("\n")[:-1]
+        matches = map(_LINE.fullmatch, lines)
         rows = [match.groups() for match in matches if match]
         return {Box(int(y), int(x), int(height), int(width)): int(crc, 16) for y, x, height, width, crc in rows}
 
