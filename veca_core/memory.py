@@ -118,7 +118,7 @@ def _attention_bytes(attention: str, width: int, scores: int, dtype: int) -> int
         return width * dtype + 2 * scores * dtype + max(scores * dtype, summed)
     fold = width * dtype + scores * dtype
     if attention == "fused on a CPU":
-        return fold + summed + 3 * width * dtype  # the kernel's own copies, and the hole that one of them leaves
+        return fold + summed + 5 * width * dtype  # the kernel's own copies, and the holes that they leave
     if attention == "fused":
         return fold
     # Plain: queries and their scaled copy, scores and their softmax, and the result, all in float32.
