@@ -66,8 +66,4 @@ def _copies(images: Tensor, weight: Tensor, result: Tensor) -> list[int]:
     if images.is_contiguous(memory_format=torch.channels_last):
         return []
     back = result.dtype == torch.bfloat16 and not weight.is_contiguous(memory_format=torch.channels_last)
-    return [_bytes(images), _bytes(result)] if back else [_bytes(images)]
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return [images.nbytes, result.nbytes] if back else [images.nbytes]

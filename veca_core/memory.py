@@ -168,7 +168,7 @@ class Pool:
     """A process's memory as an allocator keeps it: the heap does not shrink, and large blocks come and go."""
 
     def __init__(self, heaped: int) -> None:
-        """`heaped` bytes, or fewer, come from the heap."""
+        """Blocks of `heaped` bytes or fewer come from the heap; 0 where there is none."""
         self.heaped = heaped
         self.heap = self.high = self.large = self.peak = 0.0
 
@@ -183,12 +183,12 @@ class Pool:
 
     def change(self, size: float, heaped: bool = False) -> None:
         """Takes a block, or gives it back where `size` is negative."""
-        if heaped or abs(size) <= self.heaped:
+        if self.heaped and (heaped or abs(size) <= self.heaped):
             self.heap += size
-            self.high = max(self.high, self.heap) if self.heaped else self.heap
+            self.high = max(self.high, self.heap)
         else:
             self.large += size
-        self.peak = max(self.peak, (HOLES if self.heaped else 1) * self.high + self.large)
+        self.peak = max(self.peak, HOLES * self.high + self.large)
 
 
 def forward_operations(size: NetworkSize, height: int, width: int, cores: int) -> float:

@@ -72,8 +72,8 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Model:
     network = build(card.architecture, card.bands, len(card.classes))
     load_network(network, folder / WEIGHTS)
     network.card = card
-    # Convolutions read and write pixels with all their channels together: on a CPU that halves their time and their
-    # memory, as oneDNN then copies nothing.
+    # Convolutions read and write pixels with all their channels together: on a CPU that halves their time and takes
+    # less memory, as oneDNN then copies nothing.
     network.to(memory_format=torch.channels_last)
     return Model(network.eval().to(device), card, folder, model_digest(folder))
 

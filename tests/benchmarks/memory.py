@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from pipelines.gauge import PASSES
 from veca_core import build, preset
 from veca_core.card import Architecture, Bands
 from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes
@@ -29,8 +30,6 @@ from veca_core.streaming import attention_kind, default_chunk
 
 LITE = "tu-tf_efficientnet_lite0"
 CLASSES = 5
-PASSES = 3
-"""The second finds what the first one left on the heap."""
 
 
 @dataclass(frozen=True, slots=True)
