@@ -6,6 +6,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import veca_core.heap  # noqa: F401 - before torch makes a tensor
+
 if TYPE_CHECKING:
     from veca_core.card import Card
     from veca_core.config import PRESETS, VecaConfig, preset

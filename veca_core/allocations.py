@@ -1,9 +1,9 @@
-"""What tensors take and give back while a part of a network runs, found with tensors that have sizes and no data."""
+"""What tensors take and give back while a part of a network runs."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,18 +12,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CONVOLUTION = torch.ops.aten.convolution.default
+CAST = torch.ops.aten._to_copy.default
 RESIZE = torch.ops.aten.upsample_nearest2d.default
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what is allocated and freed while it is on: on a CPU, or as autocast has it on a GPU.
 
-    The one difference is that a GPU's autocast resizes in float32, whatever comes.
+    The one difference is that a GPU's autocast resizes in float32, whatever comes. What autocast makes of the weights
+    is left out: it does not grow with the picture.
     """
 
-    def __init__(self, on_cpu: bool) -> None:
+    def __init__(self, weights: Iterable[Tensor], on_cpu: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu = on_cpu
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
         self._steps: list[int] = []
         self._sizes: dict[int, int] = {}
 
@@ -39,9 +42,10 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is RESIZE and not self._on_cpu:
             args = (args[0].float(), *args[1:])
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf)
+        if func is not CAST or args[0].untyped_storage()._cdata not in self._weights:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._note(leaf)
         if func is CONVOLUTION and self._on_cpu:
             copies = _copies(args[0], args[1], result)
             self._steps += [*copies, *(-size for size in copies)]

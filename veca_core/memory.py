@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from veca_core.heap import HEAPED, HOLES
+
 FLOAT = 4
 """Bytes of a float32, which everything is counted in: bfloat16 passes need less, never more."""
 
@@ -14,12 +16,7 @@ ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
 """How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
 or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
 CPU_ATTENTIONS: Final = ("stored", "fused on a CPU")
-HEAPED: Final = 32 * 2**20
-"""Bytes of the largest block that glibc keeps on its heap, which grows up to there by itself (mallopt(3))."""
-HOLES: Final = 1.5
-"""A heap's size over what is alive in it: aligned blocks do not fit the holes that blocks of their own size left. It
-was 1.2 to 2.2 in single processes with torch 2.14 and glibc 2.36."""
-RESIDENT: Final = 20 * 2**20
+RESIDENT: Final = 22 * 2**20
 """Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
 
 
@@ -118,7 +115,7 @@ def _attention_bytes(attention: str, width: int, scores: int, dtype: int) -> int
         return width * dtype + 2 * scores * dtype + max(scores * dtype, summed)
     fold = width * dtype + scores * dtype
     if attention == "fused on a CPU":
-        return fold + summed + 5 * width * dtype  # the kernel's own copies, and the holes that they leave
+        return fold + summed + width * dtype  # the kernel's own copy
     if attention == "fused":
         return fold
     # Plain: queries and their scaled copy, scores and their softmax, and the result, all in float32.

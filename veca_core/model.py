@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -92,24 +91,22 @@ def build_encoder(architecture: Architecture) -> VecaEncoder:
 _SIZES: Final[WeakKeyDictionary[Segmenter, NetworkSize]] = WeakKeyDictionary()
 
 
-SIDE: Final = 128
-"""Patches along a side of the picture that a network is measured with: weights are nothing beside its features."""
+SIDE: Final = 4
+"""Patches along a side of the picture that a network is measured with."""
 
 
 def _measured(network: Segmenter) -> NetworkSize:
-    """Passes a picture without content through a copy."""
-    ghost = copy.deepcopy(network).cpu().eval()
-    config, stem = ghost.encoder.config, ghost.encoder.stem
+    """Passes a small picture through a copy: what stem and head take grows with the pixels and with nothing else."""
+    trial = copy.deepcopy(network).cpu().eval()
+    config = trial.encoder.config
     pixels = (SIDE * config.patch) ** 2
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         around = {
-            (number.itemsize, on_cpu): _around(ghost, number, on_cpu, pixels)
+            (number.itemsize, on_cpu): _around(trial, number, on_cpu, pixels)
             for number in (torch.float32, torch.bfloat16)
             for on_cpu in (True, False)
         }
-        with FlopCounterMode(display=False) as counter:
-            ghost.decode(_tokens(ghost, _stemmed(ghost)))
-    embeds = isinstance(stem, PatchEmbed)
+    embeds = isinstance(trial.encoder.stem, PatchEmbed)
     embedding = 2 * config.in_channels * config.dim if embeds else 0
     return NetworkSize(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -121,38 +118,42 @@ def _measured(network: Segmenter) -> NetworkSize:
         bands=config.in_channels,
         classes=network.classes,
         around=around,
-        operations=counter.get_total_flops() / pixels + embedding,
+        operations=counter.get_total_flops() / len(around) / pixels + embedding,
         embeds=embeds,
     )
 
 
-def _around(ghost: Segmenter, number: torch.dtype, on_cpu: bool, pixels: int) -> Around:
+def _around(trial: Segmenter, number: torch.dtype, on_cpu: bool, pixels: int) -> Around:
     """What stem and head take in a number type, on a CPU or elsewhere."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=number == torch.bfloat16), Allocations(on_cpu) as allocations:
-        tokens = _tokens(ghost, _stemmed(ghost))
+    weights = [*trial.parameters(), *trial.buffers()]
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=number == torch.bfloat16),
+        Allocations(weights, on_cpu) as allocations,
+    ):
+        tokens = _tokens(trial, _stemmed(trial))
         stem = allocations.take(pixels)
-        logits = ghost.decode(tokens)
+        logits = trial.decode(tokens)
         del tokens
         head = allocations.take(pixels)
         del logits
     return Around(stem, head)
 
 
-def _stemmed(ghost: Segmenter) -> Stemmed:
+def _stemmed(trial: Segmenter) -> Stemmed:
     """What a picture without content becomes; patches are embedded a band at a time, which takes nothing of its own."""
-    config, stem, reads = ghost.encoder.config, ghost.encoder.stem, ghost.head.reads_skips
+    config, stem, reads = trial.encoder.config, trial.encoder.stem, trial.head.reads_skips
     side = SIDE * config.patch
     if isinstance(stem, PatchEmbed):
         strides = stem.strides if reads else ()
-        finer = tuple(torch.empty(1, config.in_channels, side // stride, side // stride) for stride in strides)
-        return Stemmed(torch.empty(1, SIDE**2, config.dim), (SIDE, SIDE), finer)
-    picture = torch.empty(1, config.in_channels, side, side, dtype=torch.uint8)
-    found: Stemmed = stem(picture, (ghost.mean, ghost.std), reads)
+        finer = tuple(torch.zeros(1, config.in_channels, side // stride, side // stride) for stride in strides)
+        return Stemmed(torch.zeros(1, SIDE**2, config.dim), (SIDE, SIDE), finer)
+    picture = torch.zeros(1, config.in_channels, side, side, dtype=torch.uint8)
+    found: Stemmed = stem(picture, (trial.mean, trial.std), reads)
     return found
 
 
-def _tokens(ghost: Segmenter, stemmed: Stemmed) -> Tokens:
+def _tokens(trial: Segmenter, stemmed: Stemmed) -> Tokens:
     """The same behind blocks that do nothing."""
-    patches = stemmed.tokens.to(ghost.encoder.bank.tokens.dtype)
-    features = patches.new_empty(*patches.shape[:2], ghost.encoder.config.output_dim or patches.shape[2])
+    patches = stemmed.tokens.to(trial.encoder.bank.tokens.dtype)
+    features = patches.new_zeros(*patches.shape[:2], trial.encoder.config.output_dim or patches.shape[2])
     return Tokens(features[:, :0], features, stemmed.grid, stemmed.skips)

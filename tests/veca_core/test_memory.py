@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from networks import LITE, card, network
 from peaks import Pass, measured_peaks
 
+from pipelines.inference import fast_precision
 from veca_core import preset
 from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes, stitch_bytes
 from veca_core.model import network_size
@@ -58,8 +60,8 @@ for line in json.loads(sys.argv[1]):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: processes cannot share their imports here")
 def test_the_predicted_peak_of_a_process_is_the_measured_one() -> None:
-    """Resident sizes of whole processes, the median of some. A pass alone, too, is not wildly off: how many holes
-    glibc's heap has differs from one process to the next by a third."""
+    """Resident sizes of whole processes, the median of some; a pass alone, too, where it is most of what a process
+    takes beside torch itself."""
     command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(PASSES * READINGS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
@@ -70,14 +72,14 @@ def test_the_predicted_peak_of_a_process_is_the_measured_one() -> None:
         said = f"{stem} {head} {name} at {side} px: measured {measured >> 20} MiB, predicted {predicted >> 20} MiB"
         sys.stdout.write(said + f" beyond {before >> 20} MiB\n")
         assert 0.95 * peak <= before + predicted <= 1.15 * peak, said
-        assert 0.7 * measured <= predicted <= 1.6 * measured, said
+        assert 0.85 * measured <= predicted <= 1.3 * measured, said
 
 
 PEAKS: list[Pass] = [
     (2048, "float32", 64, 1, 2048),
     (3072, "float32", 8, 1, 2048),
     (2048, "float32", 264, 2, 2048),
-    (4096, "bfloat16", 64, 1, 2048),
+    (4096, str(fast_precision(torch.device("cpu"))).removeprefix("torch."), 64, 1, 2048),
 ]
 
 
@@ -105,7 +107,7 @@ def test_the_prediction_grows_with_everything_that_costs_memory() -> None:
     least = forward_bytes(size, 256, 256, 1, 8)
     assert forward_bytes(size, 512, 256, 1, 8) > 1.9 * least
     assert forward_bytes(size, 256, 512, 1, 8) == forward_bytes(size, 512, 256, 1, 8)
-    assert forward_bytes(size, 256, 256, 4, 8) == 4 * least
+    assert 4 * least <= forward_bytes(size, 256, 256, 4, 8) < 5.5 * least, "small blocks stay on the heap"
     assert forward_bytes(size, 256, 256, 1, 24) >= least
     assert stitch_bytes(5, 1024**2, 512**2) > stitch_bytes(5, 512**2, 512**2) > stitch_bytes(2, 512**2, 512**2)
 
