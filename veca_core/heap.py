@@ -15,6 +15,7 @@ LARGE: Final = 8 * 2**20
 into, and a process takes a third more memory than it uses, or twice as much: nobody can tell."""
 GROWN: Final = 32 * 2**20
 """Up to where glibc raises that limit by itself, where it is left alone (mallopt(3))."""
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 """Of glibc's malloc.h."""
 _PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -30,7 +31,9 @@ def settle() -> int:
     """
     if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ or not _huge_pages():
         return GROWN
-    return LARGE if ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE) else GROWN
+    mallopt = ctypes.CDLL(None).mallopt
+    # Or every free block at the heap's end would be given back and zeroed anew.
+    return LARGE if mallopt(_M_TRIM_THRESHOLD, 4 * LARGE) and mallopt(_M_MMAP_THRESHOLD, LARGE) else GROWN
 
 
 def _huge_pages() -> bool:
