@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import RequestError
 from pipelines.inference import autocast, fast_precision
-from pipelines.planner import Pace
+from pipelines.planner import Pace, check_overlap
 from tiling import Grid, View
 from tiling.tissue import tissue_mask
 from veca_core import Segmenter
@@ -27,7 +27,7 @@ LARGEST: Final = 512
 def measure_pace(network: Segmenter, view: View, window: int, device: torch.device, tissue: bool) -> Pace:
     """Runs a window without content, and counts the windows of `view` that have data (and `tissue`, if that counts)."""
     patch = network.encoder.config.patch
-    grid = Grid.over(view.size, window, window // 8, patch)
+    grid = Grid.over(view.size, window, check_overlap(window, patch, None), patch)
     mask = tissue_mask(view) if tissue else None
     seen = sum(not view.blank(box) and (mask is None or mask.touches(box)) for box in grid)
     return Pace(measure_rate(network.to(device), min(window, LARGEST), device), max(seen, 1) / len(grid))

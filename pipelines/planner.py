@@ -25,7 +25,7 @@ CHUNK: Final = 512
 BLOCKS: Final = (2048, 1024, 512)
 WORTH: Final = 0.9
 """Fewer cores are a choice where they need at most this share of the memory."""
-READING: Final = 100 * 2**20
+READING: Final = 120 * 2**20
 """Bytes for decoded tiles, the tissue search and the block that is being written."""
 GPU_BATCHES: Final = (16, 8, 4, 2, 1)
 SMALLER_CHUNK: Final = 4

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import zarr
@@ -28,19 +28,6 @@ IN_MEMORY: Final = 96 * 2**20
 """Bytes of a file's level from which coarser ones are made in memory, when the first tile is asked for."""
 STRIPE: Final = 2**22
 """Pixels that are read at once."""
-
-
-class Stored(Protocol):
-    """Where stored levels are."""
-
-    def read(self, index: int, box: Box) -> Pixels:
-        """A box of the zoom level `index`; what is not made yet is not valid."""
-        ...
-
-    @property
-    def progress(self) -> float:
-        """0..1; 1 when all is there."""
-        ...
 
 
 class MemoryOverview:

@@ -6,17 +6,19 @@ python tests/benchmarks/layout.py --model aerial-landcover --side 512 1024
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
 
 from pipelines.inference import autocast, fast_precision
 from veca_core import load_model
+
+sys.path.append(str(Path(__file__).parents[1] / "veca_core"))
+from apart import apart
 
 LAYOUTS = {"planes": torch.contiguous_format, "channels together": torch.channels_last}
 CPU = torch.device("cpu")
@@ -37,17 +39,6 @@ def measure(model: str, side: int, layout: str, passes: int) -> tuple[float, int
     return fastest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def apart(model: str, side: int, layout: str, passes: int) -> tuple[float, int]:
-    """`measure` in a fresh copy of this process, whose peak starts at what it holds."""
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.write(writing, json.dumps(measure(model, side, layout, passes)).encode())
-        os._exit(0)
-    os.wait()
-    seconds, peak = json.loads(os.read(reading, 1000))
-    return seconds, peak
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="aerial-landcover")
@@ -58,7 +49,7 @@ def main() -> None:
     sys.stdout.write("| window | layout | time | peak |\n|---|---|---|---|\n")
     for side in given.side:
         for layout in LAYOUTS:
-            seconds, peak = apart(given.model, side, layout, given.passes)
+            seconds, peak = apart(measure, given.model, side, layout, given.passes)
             sys.stdout.write(f"| {side} px | {layout} | {seconds * 1000:.0f} ms | {peak / 2**20:.0f} MiB |\n")
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
-import os
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -27,6 +27,9 @@ from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes
 from veca_core.model import network_size
 from veca_core.prepared import prepared
 from veca_core.streaming import attention_kind, default_chunk
+
+sys.path.append(str(Path(__file__).parents[1] / "veca_core"))
+from apart import apart
 
 LITE = "tu-tf_efficientnet_lite0"
 CLASSES = 5
@@ -86,20 +89,6 @@ def measure(what: Pass) -> tuple[int, int]:
     return measured, predicted + RESIDENT
 
 
-def apart(passes: Iterable[Pass]) -> Iterable[tuple[Pass, int, int]]:
-    """Each pass in a fresh copy of this process, whose peak starts at what it holds; copies share the imports."""
-    for what in passes:
-        reading, writing = os.pipe()
-        if os.fork() == 0:
-            os.write(writing, "{} {}".format(*measure(what)).encode())
-            os._exit(0)
-        os.wait()
-        os.close(writing)
-        measured, predicted = (int(number) for number in os.read(reading, 100).split())
-        os.close(reading)
-        yield what, measured, predicted
-
-
 def encoders(sides: Sequence[int]) -> list[Pass]:
     axes = itertools.product(sides, (8, 64), (1, 4), ("float32", "bfloat16"), (1, 3, 8))
     return [Pass(side, cores, batch, dtype, bands) for side, cores, batch, dtype, bands in axes]
@@ -123,7 +112,8 @@ def main() -> None:
             continue
         sys.stdout.write("\n| side | N | stem, head | bands | cores | batch | type | measured | predicted | ratio |\n")
         sys.stdout.write("|---" * 10 + "|\n")
-        for p, measured, predicted in apart(passes):
+        for p in passes:
+            measured, predicted = apart(measure, p)
             parts = f"{p.stem}, {p.head or '-'}"
             cells = (p.side, f"{(p.side // 16) ** 2:,}", parts, p.bands, p.cores, p.batch, p.dtype)
             sizes = f"{measured / 2**20:.0f} MiB | {predicted / 2**20:.0f} MiB | {predicted / measured:.2f}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from apart import apart
 
 from veca_core import VecaEncoder, preset
 from veca_core.prepared import prepared
@@ -48,10 +49,4 @@ def run(side: int, dtype: str, cores: int, batch: int, chunk: int) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in json.loads(sys.argv[1]):
-        # A fresh copy of this process for each, whose peak starts at what it holds now; it shares the imports.
-        reading, writing = os.pipe()
-        if os.fork() == 0:
-            os.write(writing, str(run(*line)).encode())
-            os._exit(0)
-        os.wait()
-        sys.stdout.write(os.read(reading, 100).decode() + "\n")
+        sys.stdout.write(f"{apart(run, *line)}\n")

@@ -24,8 +24,10 @@ PASSES = [("patch", "linear", "small", 1024), ("patch", "unet", "tiny", 1024), (
           (LITE, "unet", "tiny", 1024)]  # fmt: skip
 READINGS = 3
 MEASURE = """
-import json, os, resource, sys
+import json, resource, sys
 import torch
+sys.path.append("tests/veca_core")
+from apart import apart
 from veca_core import build, preset
 from veca_core.card import Architecture, Bands
 from veca_core.memory import forward_bytes
@@ -48,13 +50,7 @@ def run(stem, head, name, side):
 
 torch.set_num_threads(1)
 for line in json.loads(sys.argv[1]):
-    # A fresh copy of this process for each, whose peak starts at what it holds now; it shares the imports.
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.write(writing, json.dumps(run(*line)).encode())
-        os._exit(0)
-    os.wait()
-    print(os.read(reading, 1000).decode())
+    print(json.dumps(apart(run, *line)))
 """
 
 
