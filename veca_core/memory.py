@@ -16,7 +16,7 @@ ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
 """How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
 or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
 CPU_ATTENTIONS: Final = ("stored", "fused on a CPU")
-RESIDENT: Final = 22 * 2**20
+RESIDENT: Final = 14 * 2**20
 """Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
 
 
@@ -103,7 +103,8 @@ def encoder_bytes(
     feed = n * (dim * dtype + 2 * hidden * dtype) + n * dim * copied
     rotations = max(tokens * dim // heads // 2 * FLOAT * 3, tokens * dim // heads * FLOAT + table)
     core_work = batch * cores * (10 * dim + 2 * hidden) * dtype
-    chunked = table + core_work + max(rotate, meet, feed, n * dim * (copied + dtype))
+    left = table if attention in CPU_ATTENTIONS else 0  # on the heap, of what the table was made from
+    chunked = table + left + core_work + max(rotate, meet, feed, n * dim * (copied + dtype))
     return int(batch * tokens * dim * state + max(embed, rotations, chunked))
 
 
