@@ -16,7 +16,7 @@ ATTENTIONS: Final = ("stored", "fused", "plain", "fused on a CPU")
 """How the patches' attention is computed: with stored scores (few cores on a CPU), by a fused kernel that stores none,
 or by scaled_dot_product_attention's plain rendering, which computes in float32 and stores them."""
 CPU_ATTENTIONS: Final = ("stored", "fused on a CPU")
-RESIDENT: Final = 14 * 2**20
+RESIDENT: Final = 24 * 2**20
 """Bytes that a process on a CPU holds beside its tensors: compiled kernels, scratch space, what was freed."""
 
 

