@@ -69,7 +69,7 @@ def test_the_predicted_peak_of_a_process_is_the_measured_one() -> None:
         said = f"{stem} {head} {name} at {side} px: measured {measured >> 20} MiB, predicted {predicted >> 20} MiB"
         sys.stdout.write(said + f" beyond {before >> 20} MiB\n")
         assert 0.95 * peak <= before + predicted <= 1.15 * peak, said
-        assert 0.8 * measured <= predicted <= 1.3 * measured, said
+        assert 0.75 * measured <= predicted <= 1.45 * measured, said
 
 
 PEAKS: list[Pass] = [
