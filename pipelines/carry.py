@@ -15,6 +15,8 @@ from veca_core.memory import FLOAT
 
 LIMIT: Final = 256 * 2**20
 """Bytes kept at most; beyond it a window is run again, which gives the same values."""
+_PRIVATE: Final = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Shared memory, which is the default where there is a choice, is filled several times slower."""
 
 
 class Tissue(Protocol):
@@ -110,10 +112,7 @@ def apart(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Kept parts come in many sizes and live long: among what windows leave behind they would make a heap of holes.
     """
-    if hasattr(mmap, "MAP_PRIVATE"):  # shared memory, which is the default, is filled several times slower
-        pages = mmap.mmap(-1, max(1, values.nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        pages = mmap.mmap(-1, max(1, values.nbytes))
+    pages = mmap.mmap(-1, max(1, values.nbytes), **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     copy: NDArray[np.float32] = np.frombuffer(pages, values.dtype, values.size).reshape(values.shape)
