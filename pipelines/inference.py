@@ -25,8 +25,8 @@ MOST_ANSWERS: Final = 4
 """Windows that wait to be stitched, at most."""
 ANSWERS: Final = 16 * 2**20
 """Bytes that they may take; one waits whatever it takes."""
-_ROWS: Final = 32
-"""Rows of logits that become probabilities at once on a CPU."""
+STRIP: Final = 2**20
+"""Logits that become probabilities at once on a CPU."""
 Done = TypeVar("Done")
 
 
@@ -53,7 +53,10 @@ class Prediction:
         """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""
         if not self.seen.any():
             return np.full(self.seen.shape, nodata, dtype=np.uint8)
-        return np.where(self.seen, values[self.stitched.argmax(self.classes)], np.uint8(nodata))
+        labels = values[self.stitched.argmax(self.classes)]
+        if not self.seen.all():
+            labels[~self.seen] = nodata
+        return labels
 
 
 @dataclass(slots=True)
@@ -200,7 +203,8 @@ class Predictor:
                 other = self._softmax(tensor, self.contrast)
                 answer = torch.cat([answer, (answer - other).abs().sum(dim=1, keepdim=True) / 2], dim=1)
             answer = answer[: len(pixels)]
-        if not answer.sum().isfinite():
+        # A logit that is no number spoils all classes of its pixel, so one channel tells.
+        if not answer[:, -1].sum().isfinite():
             raise ModelError("the model answered with values that are no numbers; its weights or its card are damaged")
         result: NDArray[np.float32] = answer.cpu().numpy()
         return result
@@ -208,13 +212,15 @@ class Predictor:
     def _softmax(self, tensor: torch.Tensor, cores: int) -> torch.Tensor:
         with autocast(self.device, self.precision):
             logits = self.network(tensor, cores) if self.chunk is None else self.network(tensor, cores, self.chunk)
-        # On a CPU a few rows at a time: what is made on the way stays in its cache, and no large memory is asked for.
-        rows = _ROWS if self.device.type == "cpu" else logits.shape[-2]
-        probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        logits = logits.float()
+        if self.device.type != "cpu":
+            return logits.softmax(dim=1)
+        # In place and some rows at a time: another tensor as large as the logits takes longer, in fresh pages.
+        rows = max(1, STRIP * logits.shape[-2] // logits.numel())
         for top in range(0, logits.shape[-2], rows):
-            strip = logits[..., top : top + rows, :].float()
-            probabilities[..., top : top + rows, :] = strip.softmax(dim=1)
-        return probabilities
+            strip = logits[..., top : top + rows, :]
+            strip.copy_(strip.softmax(dim=1))
+        return logits
 
 
 class _Behind(Generic[Done]):
