@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -450,7 +451,10 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as error:
         if error.code == 130:  # how Typer ends after Ctrl-C
-            to_stderr("veca: stopped; the same command goes on from here")
+            # What Zarr had begun to write is left undone on purpose.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            anew = "--overwrite" in sys.argv
+            to_stderr(f"veca: stopped; the same command {'starts anew' if anew else 'goes on from here'}")
         raise
     except OSError as error:
         to_stderr(f"veca: {said_by_system(error)}")

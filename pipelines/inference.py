@@ -211,8 +211,8 @@ class Predictor:
 
     def _softmax(self, tensor: torch.Tensor, cores: int) -> torch.Tensor:
         with autocast(self.device, self.precision):
-            logits = self.network(tensor, cores) if self.chunk is None else self.network(tensor, cores, self.chunk)
-        logits = logits.float()
+            said = self.network(tensor, cores) if self.chunk is None else self.network(tensor, cores, self.chunk)
+        logits: torch.Tensor = said.float()
         if self.device.type != "cpu":
             return logits.softmax(dim=1)
         # In place and some rows at a time: another tensor as large as the logits takes longer, in fresh pages.

@@ -16,6 +16,7 @@ import torch
 
 from pipelines import damage
 from pipelines.bundle import (
+    LABELS,
     Bundle,
     GridRecord,
     ImageRecord,
@@ -104,6 +105,8 @@ class Job:
     """Names what was asked for, whatever plan was then made."""
     fingerprint: str
     """Names request and plan."""
+    seen: str = ""
+    """Fingerprint of the image as it was when the run began."""
 
     @classmethod
     def prepare(cls, source: Source, model: Model, folder: Path, options: Options, planner: Planner = make_plan) -> Job:
@@ -118,12 +121,13 @@ class Job:
             device, tissue = choose_device(options.device), searches_tissue(source, model, options)
             pace = measure_pace(model.network, view, options.window or window, device, tissue)
             wishes = replace(wishes, time=options.time, pace=pace)
-        asked = request(source, model, options)
+        seen = image_fingerprint(source.path)
+        asked = request(seen, model, options)
         fresh = plan_with_room(source, planner, network_size(model.network), view.size, full, window, wishes)
-        plan = remembered_plan(folder, asked, fresh)
+        plan = fresh if options.overwrite else remembered_plan(folder, asked, fresh)
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(asked, plan)
-        return cls(source, model, view, plan, grid, folder, options, asked, mark)
+        return cls(source, model, view, plan, grid, folder, options, asked, mark, seen)
 
     def with_half_the_window(self) -> Job:
         """The same with half the window: another run, which starts anew.
@@ -202,7 +206,7 @@ class Job:
             image=ImageRecord(
                 path=absolute(source.path), kind=source.kind, size=(size.height, size.width), bands=source.bands,
                 dtype=str(source.dtype), spacing=str(spacing) if spacing else None,
-                fingerprint=image_fingerprint(source.path), chosen=self.options.bands,
+                fingerprint=self.seen, chosen=self.options.bands,
             ),
             model=ModelRecord(name=self.model.card.name, digest=self.model.digest),
             plan=PlanRecord(**asdict(self.plan)),
@@ -268,14 +272,12 @@ def absolute(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else storage.restored(path)
 
 
-def request(source: Source, model: Model, options: Options) -> str:
-    """Names what is asked for: the same for the same input, model and wishes."""
+def request(image: str, model: Model, options: Options) -> str:
+    """Names what is asked for: the same for the same input, of which `image` is the fingerprint, model and wishes."""
     # On a cluster the device is the workers', and need not be here.
     device = options.device if options.dask else str(choose_device(options.device))
     wishes = (options.cores, options.window, options.overlap, options.bands, device, options.time)
-    text = json.dumps(
-        [image_fingerprint(source.path), model.digest, wishes, str(options.spacing), options.tissue, version("veca")]
-    )
+    text = json.dumps([image, model.digest, wishes, str(options.spacing), options.tissue, version("veca")])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -294,10 +296,10 @@ def remember_plan(job: Job) -> None:
 
 
 def remembered_plan(folder: Path, asked: str, fresh: Plan) -> Plan:
-    """The plan of a finished result of the same request, or of an interrupted one if it fits; else the fresh one."""
+    """The plan of a result of the same request, or of an interrupted one if it fits; else the fresh one."""
     try:
         run = Bundle.open(folder).run
-        if run.request == asked:
+        if run.request == asked and ((folder / LABELS).exists() or run.plan.predicted <= fresh.memory):
             return Plan(**run.plan.model_dump())
     except RequestError:
         pass

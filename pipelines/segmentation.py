@@ -7,7 +7,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from tiling import NODATA, Box, ImageError, LabelClass, open_image, storage
 from tiling.canvas import Canvas
 from tiling.exports import EXPORTS
 from tiling.labels import Labels
+from tiling.lock import locked
 from tiling.readers.opened import short_name
 from tiling.seams import seams
 from tiling.tissue import tissue_mask
@@ -93,9 +94,19 @@ def segment(
     refuse_another(job)
     if store:
         store.refuse_another(job)
-    told = len(source.warnings)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
     job = replace(job, options=replace(options, exports=exports))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with locked(job.folder / "run"):
+        bundle = make_bundle(job, clock, report, tick, team)
+        source.close()
+        return store.send(bundle) if store else bundle
+
+
+def make_bundle(job: Job, clock: Clock, report: Report, tick: Tick, team: Team | None) -> Bundle:
+    """Labels, a look for seams, exports, and at last run.json. For whoever holds the lock of the folder."""
+    source, exports = job.source, job.options.exports
+    told = len(source.warnings)
     with clock("predict"):
         job, predicted = predict_in_memory(job, tick, report, team)
     for line in source.warnings[told:]:
@@ -110,9 +121,7 @@ def segment(
     write_run(job.folder, record)
     (job.folder / PLAN).unlink(missing_ok=True)
     damage.forget(job.folder)
-    source.close()
-    bundle = Bundle(job.folder, record)
-    return store.send(bundle) if store else bundle
+    return Bundle(job.folder, record)
 
 
 def refuse_another(job: Job) -> None:
@@ -237,9 +246,11 @@ def _read_summary(path: Path) -> list[dict[str, str]]:
     """The lines of an earlier summary; none where there is none, or something else under its name."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
         rows = csv.DictReader(file)
-        return list(rows) if tuple(rows.fieldnames or ()) == SUMMARY_COLUMNS else []
+        if tuple(rows.fieldnames or ()) == SUMMARY_COLUMNS:  # a line may be longer, or shorter, where a hand was at it
+            return [{name: row.get(name) or "" for name in SUMMARY_COLUMNS} for row in rows]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +301,6 @@ def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet, team: Tea
         damage.recall(job.source, job.folder, job.fingerprint)
     if not job.options.overwrite and (labels := published_labels(job)):
         return Predicted(labels, job.blocks, {})
-    job.folder.mkdir(parents=True, exist_ok=True)
     remember_plan(job)
     # Absolute, because the canvas may travel to other processes.
     with open_canvas(job, job.folder.absolute() / f"{LABELS}.partial") as canvas:

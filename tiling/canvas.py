@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self, cast
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
@@ -26,6 +25,7 @@ from tiling.grid import blocks
 from tiling.journal import Journal
 from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe
 from tiling.layers import Layer
+from tiling.lock import give_back, take_lock
 from tiling.source import Kind
 
 _JOURNAL: Final = "journal.txt"
@@ -34,10 +34,6 @@ _LAYERS: Final = ("probability", "uncertainty")
 NONE: Final[Mapping[str, NDArray[np.uint8]]] = MappingProxyType({})
 _LEFT_BY_BROWSERS: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
 """What file browsers put into a folder that was looked at."""
-
-
-class CanvasBusy(ImageError):  # noqa: N818 - it says what is the case, like BrokenPipe
-    """Another process is writing this canvas."""
 
 
 class Canvas:
@@ -92,7 +88,7 @@ class Canvas:
 
         With `anew` it starts anew in any case. Block and chunk are sides in pixels, a block a whole number of chunks.
         Finished blocks are read again and checked; one that does not match its checksum is to be done again. Raises
-        CanvasBusy while another process writes it, and ImageError where `path` holds something that is no canvas,
+        Busy while another process writes it, and ImageError where `path` holds something that is no canvas,
         which is left alone.
         """
         if min(block, chunk) <= 0 or block % chunk:
@@ -111,7 +107,7 @@ class Canvas:
             layers={layer.name: layer.as_json() for layer in layers},
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(path)
+        lock = take_lock(path)
         try:
             if not anew and _is_same(path, description, size, block, chunk):
                 _drop_damaged_blocks(path)
@@ -119,7 +115,7 @@ class Canvas:
                 _lay_out(path, description, size, block, chunk)
             return cls(path, description, lock)
         except BaseException:
-            _give_back(lock)
+            give_back(lock)
             raise
 
     @classmethod
@@ -248,7 +244,7 @@ class Canvas:
     def close(self) -> None:
         """Gives the lock back; what is written stays, for `create` to take up."""
         if self._lock is not None:
-            _give_back(self._lock)
+            give_back(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -280,25 +276,6 @@ class Canvas:
         if not self._meaningful[labels].all():
             strange = sorted({int(value) for value in np.unique(labels) if not self._meaningful[value]})
             raise ValueError(f"labels at {box} hold {strange}, which are neither a class nor no data (255)")
-
-
-def _take_lock(path: Path) -> FileLock:
-    """The operating system drops the lock when its process ends, however it ends."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CanvasBusy(
-            f"{path}: another process is writing this image; wait for it, or write to another folder"
-        ) from None
-    return lock
-
-
-def _give_back(lock: FileLock) -> None:
-    if lock.is_locked:
-        with suppress(PermissionError):  # Windows keeps the name of an open file: there the empty file stays
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _is_same(path: Path, description: dict[str, Any], size: Size, block: int, chunk: int) -> bool:

@@ -96,9 +96,10 @@ class Prepared:
         """cos and sin (N, 1, head_dim / 2) of the patches, in the number type; the 1 is for the heads."""
         if encoder.training:
             return self._rotations(encoder, grid)
-        if self.table is None or self.table[0] != grid:
-            self.table = grid, self._rotations(encoder, grid)
-        return self.table[1]
+        known = self.table  # read once: another thread may want the table of another grid
+        if known is None or known[0] != grid:
+            known = self.table = grid, self._rotations(encoder, grid)
+        return known[1]
 
     def _rotations(self, encoder: VecaEncoder, grid: tuple[int, int]) -> rope.Table:
         cos, sin = encoder.patch_table(grid)

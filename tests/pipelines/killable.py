@@ -1,15 +1,18 @@
 """Segments an image again and again, each time in a forked child that may be killed: libraries are loaded only once.
 
-Reads a folder for the results a line from stdin; answers with the child's process id, then with 'ended'.
+Reads a folder for the results a line from stdin, and behind a tab the name of an export at which the child kills
+itself, if it is to; answers with the child's process id, then with 'ended'.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from places import PlaceModel, model
 from torch import Tensor
@@ -17,6 +20,7 @@ from torch import Tensor
 import pipelines.planner
 import pipelines.segmentation
 from pipelines import Options, segment
+from tiling.exports import EXPORTS
 
 
 class Slow(PlaceModel):
@@ -27,14 +31,21 @@ class Slow(PlaceModel):
         return super().forward(pixels, cores, chunk)
 
 
+def die(*_: Any) -> Any:
+    """An export that does not survive its first step."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(image: Path) -> None:
     pipelines.planner.BLOCKS, pipelines.segmentation.CHUNK = (64,), 32
     used = model(2)
     used.network.__class__ = Slow
     for line in sys.stdin:
-        out = Path(line.strip())
-        child = os.fork()
+        place, _, deadly = line.rstrip("\n").partition("\t")
+        out, child = Path(place), os.fork()
         if child == 0:
+            if deadly:
+                EXPORTS[deadly] = die
             options = Options(device="cpu", tissue=False, exports=("mask", "areas"), overlap=8)
             run = segment(image, used, out, options).run
             said = {"resumed": run.resumed_blocks, "blocks": run.blocks}

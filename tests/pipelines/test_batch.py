@@ -79,6 +79,15 @@ def test_a_second_batch_adds_to_the_summary_and_replaces_what_it_repeats(tmp_pat
     }
 
 
+def test_a_line_of_the_summary_that_somebody_changed_spoils_no_batch(tmp_path: Path) -> None:
+    a, out = write_png(tmp_path / "a.png", 20, 30), tmp_path / "out"
+    segment_all([a], model(), out, PLAIN)
+    with (out / "summary.csv").open("a", encoding="utf-8") as file:
+        file.write("/elsewhere/b.png,done,b,64,1.0,a remark,and another\n/elsewhere/c.png,done\n")
+    segment_all([a], model(), out, PLAIN)
+    assert [row["status"] for row in summary(out).values()] == ["done"] * 3
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image,status\nx"])
 def test_a_foreign_summary_is_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.csv").write_text(text, encoding="utf-8")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +95,7 @@ def test_a_bad_option_is_one_line(
     veca: Veca, image: Path, tiny_model: Path, tmp_path: Path, options: list[str], reason: str
 ) -> None:
     said = veca("segment", image, "--model", tiny_model, "--out", tmp_path / "out", *options)
-    assert said.status in (1, 2)
+    assert said.status == 2
     assert reason in said.line
     assert not list(tmp_path.glob("out/*"))
 
@@ -194,6 +196,51 @@ def test_an_interrupted_command_says_that_it_goes_on(
     said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out")
     assert said.status == 130
     assert said.err.strip().splitlines()[-1].endswith("veca: stopped; the same command goes on from here")
+
+
+def test_starting_anew_is_not_said_to_go_on(
+    veca: Veca, image: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.segmentation.segment", stopped)
+    monkeypatch.setattr("sys.argv", ["veca", "segment", "--overwrite"])
+    said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out", "--overwrite")
+    assert said.err.strip().splitlines()[-1].endswith("veca: stopped; the same command starts anew")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that one program sends another")
+def test_ctrl_c_stops_a_run_cleanly_and_the_same_command_finishes_it(tmp_path: Path, tiny_model: Path) -> None:
+    image, out = write_png(tmp_path / "scene.png", 2100, 2100), tmp_path / "out"
+    command = [VECA, "segment", image, "-m", tiny_model, "-o", out, "--device", "cpu", "--exports", "mask"]
+    with subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True) as run:
+        while not (out / "scene" / "plan.json").exists():
+            assert run.poll() is None, run.stderr.read() if run.stderr else ""
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said
+    assert said.strip().splitlines()[-1].endswith("veca: stopped; the same command goes on from here")
+    assert "Traceback" not in said
+    assert not (out / "scene" / "mask.tif").exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert {path.name for path in (out / "scene").iterdir()} == {"labels.zarr", "mask.tif", "run.json"}
+
+
+def test_folders_within_folders_and_lists_of_files_are_segmented(
+    veca: Veca, image: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    deep = write_png(tmp_path / "in" / "deep" / "b.png", 20, 30)
+    common = ("-m", tiny_model, "-o", tmp_path / "out", "--device", "cpu", "--exports", "mask")
+    said = veca("segment", tmp_path / "in", *common)
+    assert said.status == 2, "the folder itself has no image"
+    assert veca("segment", tmp_path / "in", "--recursive", *common).status == 0
+    assert read_mask(tmp_path / "out" / "b" / "mask.tif").shape == (20, 30)
+    (tmp_path / "list.txt").write_text(f"{image}\n{deep}\n", encoding="utf-8")
+    assert veca("segment", f"@{tmp_path / 'list.txt'}", *common).status == 0
+    assert read_mask(tmp_path / "out" / "scene" / "mask.tif").shape == (70, 90)
 
 
 def test_info_tells_what_an_image_is(veca: Veca, tmp_path: Path) -> None:

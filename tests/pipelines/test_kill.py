@@ -19,9 +19,9 @@ from places import write_raster
 
 
 class Run(Protocol):
-    """Segments into a folder, whole or until it is killed; returns the seconds that it took."""
+    """Segments into a folder, whole or until it is killed, after a time or at an export; returns the seconds taken."""
 
-    def __call__(self, out: Path, *, kill_after: float | None = None) -> float: ...
+    def __call__(self, out: Path, *, kill_after: float | None = None, kill_at: str = "") -> float: ...
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def runner(image: Path) -> Iterator[Run]:
         assert process.stdout is not None
         into, said = process.stdin, process.stdout
 
-        def run(out: Path, *, kill_after: float | None = None) -> float:
-            into.write(f"{out}\n")
+        def run(out: Path, *, kill_after: float | None = None, kill_at: str = "") -> float:
+            into.write(f"{out}\t{kill_at}\n")
             into.flush()
             child, started = int(said.readline()), time.monotonic()
             if kill_after is not None:
@@ -80,3 +80,23 @@ def test_ten_kills_lose_nothing_and_change_no_byte(tmp_path: Path) -> None:
     first, last = content(tmp_path / "whole" / "scene"), content(killed / "scene")
     assert len(first) > said["blocks"]
     assert first == last
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no kill -9")
+def test_a_kill_between_exports_loses_nothing_and_changes_no_byte(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "scene.tif", 200, 130)
+    whole, killed = tmp_path / "whole" / "scene", tmp_path / "killed" / "scene"
+    with runner(image) as run:
+        run(whole.parent)
+        for export in ("mask", "areas"):
+            run(killed.parent, kill_at=export)
+            assert (killed / "labels.zarr").is_dir()
+            assert not (killed / "run.json").exists()
+            assert not (killed / f"{export}.{'tif' if export == 'mask' else 'csv'}").exists()
+        run(killed.parent)
+    said = json.loads((killed.parent / "said.json").read_text(encoding="utf-8"))
+    assert said["resumed"] == said["blocks"], "labels that are there already are not made again"
+    assert content(killed) == content(whole)
+    assert not [
+        path.name for path in killed.iterdir() if path.name.startswith(".") or path.suffix in (".lock", ".partial")
+    ]

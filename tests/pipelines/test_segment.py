@@ -16,6 +16,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
+from PIL import Image
 from places import (
     CLASSES,
     STEP,
@@ -41,11 +42,20 @@ from pipelines import Bundle, Options, segment
 from pipelines.errors import RequestError
 from tiling import NODATA, Box, ImageError, Spacing
 from tiling.exports import EXPORTS
+from tiling.lock import Busy
 from veca_core import Model, ModelError
 from veca_core.card import PixelSize
 
 KINDS = ("png", "raster", "slide")
-SIZES = [(1, 1), (WINDOW - 1, WINDOW - 1), (WINDOW, WINDOW), (WINDOW + 1, WINDOW + 1), (500, 500), (70, 133)]
+SIZES = [
+    (1, 1),
+    (WINDOW - 1, WINDOW - 1),
+    (WINDOW, WINDOW),
+    (WINDOW + 1, WINDOW + 1),
+    (500, 500),
+    (70, 133),
+    (700, 333),
+]
 PLAIN = Options(device="cpu", tissue=False, exports=("mask",))
 
 
@@ -142,12 +152,16 @@ def test_nodata_never_spoils_the_valid_pixels_around_it(tmp_path: Path, nodata: 
     assert len(np.unique(filled)) > 1
 
 
-def test_a_constant_model_gives_its_constant_everywhere(tmp_path: Path) -> None:
-    used = model()
-    pixels = np.zeros((150, 203, 3), np.uint8)
-    pixels[...] = rgb(4, 6)[3, 5]
-    bundle = segment(pixels, used, tmp_path, replace(PLAIN, overlap=24), name="constant")
-    assert (labels(bundle) == expected(4, 6)[3, 5]).all()
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("overlap", [0, 1, 24, WINDOW // 2])
+def test_a_constant_model_gives_its_constant_on_every_valid_pixel(
+    tmp_path: Path, height: int, width: int, overlap: int
+) -> None:
+    pixels, valid = np.zeros((height, width, 4), np.uint8), holes(height, width)
+    pixels[..., :3], pixels[..., 3] = rgb(4, 6)[3, 5], 255 * valid
+    Image.fromarray(pixels).save(tmp_path / "constant.png")
+    bundle = segment(tmp_path / "constant.png", model(), tmp_path / "out", replace(PLAIN, overlap=overlap))
+    assert np.array_equal(labels(bundle), np.where(valid, expected(4, 6)[3, 5], NODATA))
 
 
 def test_an_image_without_any_data_is_no_data_everywhere(tmp_path: Path) -> None:
@@ -538,6 +552,41 @@ def test_an_interrupted_run_keeps_its_plan_when_memory_has_become_scarcer(tmp_pa
     bundle = segment(image, model(), out, replace(PLAIN, memory=started["predicted"]))
     assert bundle.run.plan.block == started["block"]
     assert not (out / "x" / "plan.json").exists()
+
+
+def test_starting_anew_plans_anew_for_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "x.png", 900, 1200)
+    roomy = segment(image, model(), tmp_path / "out", PLAIN).run.plan
+    scarce = replace(PLAIN, memory=roomy.predicted - 1)
+    assert segment(image, model(), tmp_path / "out", scarce).run.plan == roomy, "what is finished stays as it is"
+    assert (
+        segment(image, model(), tmp_path / "out", replace(scarce, overwrite=True)).run.plan.predicted < roomy.predicted
+    )
+
+
+@pytest.mark.parametrize("moment", ["predicting", "exporting"])
+def test_a_second_run_into_the_same_folder_is_refused_and_spoils_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    image, folder, reached = write_raster(tmp_path / "a.tif", 70, 133), tmp_path / "out" / "a", []
+
+    def meet(*_: object) -> list[Path]:
+        plan = (folder / "plan.json").read_bytes()
+        for options in (PLAIN, replace(PLAIN, cores=8), replace(PLAIN, overwrite=True)):
+            with pytest.raises(Busy, match="another process is writing this image; wait for it"):
+                segment(image, model(2), tmp_path / "out", options)
+        assert (folder / "plan.json").read_bytes() == plan
+        reached.append(moment)
+        return []
+
+    if moment == "exporting":
+        monkeypatch.setitem(EXPORTS, "areas", meet)
+        segment(image, model(2), tmp_path / "out", replace(PLAIN, exports=("mask", "areas")))
+    else:
+        segment(image, model(2), tmp_path / "out", PLAIN, tick=meet)
+    assert reached
+    assert np.array_equal(read_mask(folder / "mask.tif"), expected(70, 133))
+    assert not list(folder.glob("*.lock"))
 
 
 # What a run says of itself.

@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_images import CLASSES, SLIDE, canvas, content, publish, random_labels
 
-from tiling.canvas import Canvas, CanvasBusy
+from tiling.canvas import Canvas
 from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.journal import Journal
 from tiling.labels import NODATA, LabelClass, Labels
+from tiling.lock import Busy
 
 VALUES = random_labels(700, 600, smooth=7)
 VALUES[:256, 256:512] = NODATA
@@ -277,7 +278,7 @@ def test_what_is_not_a_canvas_is_not_wiped(tmp_path: Path) -> None:
 def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
     with start(tmp_path) as one:
         write(one, 1)
-        with pytest.raises(CanvasBusy, match="another process is writing"):
+        with pytest.raises(Busy, match="another process is writing"):
             start(tmp_path)
     with start(tmp_path) as one:
         assert sum(map(one.is_done, one.blocks)) == 1
@@ -288,13 +289,13 @@ def test_starting_anew_discards_what_was_left_but_not_what_is_being_written(
 ) -> None:
     with start(tmp_path) as one:
         write(one, 5)
-        with pytest.raises(CanvasBusy, match="another process is writing"):
+        with pytest.raises(Busy, match="another process is writing"):
             start(tmp_path, anew=True)
         assert one.path.is_dir()
         write(one, 2)
     with start(tmp_path, anew=True) as one:
         assert not any(map(one.is_done, one.blocks))
-        with pytest.raises(CanvasBusy):
+        with pytest.raises(Busy):
             start(tmp_path, anew=True)
         write(one)
         assert content(one.publish(tmp_path / "labels.zarr").path) == whole
@@ -408,7 +409,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Pat
             while not journal.exists() or journal.read_bytes().count(b"\n") < count:
                 assert process.poll() is None, process.stderr.read() if process.stderr else ""
                 time.sleep(0.002)
-            with pytest.raises(CanvasBusy):
+            with pytest.raises(Busy):
                 start(tmp_path)
             process.kill()
         assert process.returncode == -signal.SIGKILL

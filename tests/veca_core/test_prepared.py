@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from veca_core import VecaConfig, VecaEncoder
-from veca_core.prepared import Product, packs, prepared
+from veca_core import VecaConfig, VecaEncoder, rope
+from veca_core.prepared import Prepared, Product, packs, prepared
 from veca_core.rope import halves_first, rotate, rotate_halves
 
 CONFIG = VecaConfig(dim=48, layers=2, heads=3, cores=16)
@@ -87,3 +89,23 @@ def test_an_encoder_that_has_run_can_still_be_copied() -> None:
         expected = whole(image).patches
         torch.testing.assert_close(copy.deepcopy(whole)(image).patches, expected)
         assert copy.deepcopy(whole).to("meta")(image.to("meta")).patches.shape == expected.shape
+
+
+def test_threads_that_share_an_encoder_get_the_rotations_of_their_own_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, grids = encoder(), ((5, 7), (7, 5))
+    ready = prepared(used)
+    right = {grid: ready.patch_table(used, grid)[0] for grid in grids}
+    made = Prepared._rotations
+
+    def slowly(self: Prepared, of: VecaEncoder, grid: tuple[int, int]) -> rope.Table:
+        """Lets another thread come between asking for a table and taking it."""
+        time.sleep(0.002)
+        return made(self, of, grid)
+
+    def ask(number: int) -> bool:
+        grid = grids[number % 2]
+        return torch.equal(ready.patch_table(used, grid)[0], right[grid])
+
+    monkeypatch.setattr(Prepared, "_rotations", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(200)))
