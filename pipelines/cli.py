@@ -315,6 +315,7 @@ def evaluate(
     from pipelines.config import read_data, read_recipe
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import evaluate_rival, record_scores, write_evaluation
+    from pipelines.rival import fair_terms
     from pipelines.summary import Samples
     from veca_core import load_model
 
@@ -326,13 +327,15 @@ def evaluate(
     recipe = read_data(data) if data.is_dir() else read_recipe(data)
     budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
     loaded = load_model(model)
+    terms = fair_terms(recipe, loaded.card, against) if against else None
     if out:
         check_folder(out)
     options: dict[str, Any] = {"everything": everything, "window": window, "device": device, "report": to_stderr}
     samples = Samples(loaded.card.classes)
     result = run(loaded, recipe.data, cores=budgets, see=samples.see, **options)
-    if against and out:
-        result = replace(result, rivals=((against, evaluate_rival(loaded, recipe, against, out, **options)),))
+    if against and terms and out:
+        score = evaluate_rival(loaded, terms, out, **options)
+        result = replace(result, rivals=((against, score),), notes=(terms.start,) if terms.start else ())
     if out:
         write_evaluation(result, out, samples)
     if record:

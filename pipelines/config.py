@@ -94,6 +94,12 @@ class NetworkRecipe(_Part):
             raise ValueError(f"keep is a share of a model to go on from, and pretrained is {self.pretrained}")
         return self
 
+    @model_validator(mode="after")
+    def _rival_starts_anew(self) -> NetworkRecipe:
+        if self.rival and isinstance(self.pretrained, Path):
+            raise ValueError(f"a rival cannot start from {self.pretrained}; make pretrained imagenet or null")
+        return self
+
 
 class AugmentRecipe(_Part):
     """Random changes to each training crop."""
@@ -218,6 +224,15 @@ class TrainRecipe(_Part):
         strange = set(self.augment.recolor) - {c.value for c in self.classes}
         if strange:
             raise ValueError(f"augment.recolor names the mask values {sorted(strange)}, which are no classes")
+        return self
+
+    @model_validator(mode="after")
+    def _rival_learns_whole(self) -> TrainRecipe:
+        if self.network.rival and (self.schedule.freeze or self.schedule.layer_decay < 1):
+            raise ValueError(
+                f"a rival learns whole, at one rate, and the recipe has freeze {self.schedule.freeze} and layer_decay "
+                f"{self.schedule.layer_decay:g}; make schedule.freeze false and schedule.layer_decay 1"
+            )
         return self
 
 

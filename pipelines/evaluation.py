@@ -14,12 +14,12 @@ from typing import Final
 import torch
 from torch import nn
 
-from pipelines.config import DataRecipe, TrainRecipe
+from pipelines.config import DataRecipe
 from pipelines.curves import draw_scores
 from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.progress import Report, quiet
-from pipelines.rival import Rival, load_rival
+from pipelines.rival import Rival, Terms, load_rival
 from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.validation import See, validate
@@ -43,6 +43,8 @@ class Evaluation:
     """One for each budget, fewest cores first."""
     rivals: tuple[tuple[str, Score], ...] = ()
     """What others scored on the same scenes."""
+    notes: tuple[str, ...] = ()
+    """What must be known to compare them."""
 
     def table(self) -> str:
         """The scores as text: a row for each budget, and one for each rival."""
@@ -91,8 +93,7 @@ def evaluate(
 
 def evaluate_rival(
     model: Model,
-    recipe: TrainRecipe,
-    spec: str,
+    terms: Terms,
     out: Path,
     *,
     everything: bool = False,
@@ -100,20 +101,17 @@ def evaluate_rival(
     device: str = "auto",
     report: Report = quiet,
 ) -> Score:
-    """What a rival, like smp:Unet:tu-tf_efficientnet_lite0, scores on the scenes that the model is scored on.
+    """What a rival scores on the scenes that the model is scored on, trained on such `terms` as `fair_terms` finds.
 
-    It is trained by the recipe's own data, crops, steps and seed, in out/rivals, or loaded where it was before. As the
-    model is, so the rival is the milestone that did best on the held-back scenes.
+    It is trained in out/rivals, or loaded where it was before. As the model is, so the rival is the milestone that did
+    best on the held-back scenes.
     """
     from pipelines.training import train
 
-    Rival(spec, model.card.bands, len(model.card.classes))  # a wrong name is told before anything is read
-    network = recipe.network.model_copy(update={"rival": spec})
-    same = {"network": network, "bands": model.card.bands, "window": model.card.window}
-    trained = train(
-        recipe.model_copy(update=same), out / "rivals" / re.sub(r"[^A-Za-z0-9._-]+", "-", spec),
-        device=device, report=report,
-    )  # fmt: skip
+    if terms.start:
+        report(f"note: {terms.start}")
+    recipe, folder = terms.recipe, re.sub(r"[^A-Za-z0-9._-]+", "-", str(terms.recipe.network.rival))
+    trained = train(recipe, out / "rivals" / folder, device=device, report=report)
     chosen = _scenes(model.card, recipe.data, everything)
     return _scorer(model.card, recipe.data, chosen, window, device)(load_rival(trained.folder), 0, Rival.multiple)
 
@@ -126,6 +124,7 @@ def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None 
         "scenes": evaluation.scenes,
         "scores": [score.model_dump() for score in evaluation.scores],
         "rivals": {name: score.model_dump() for name, score in evaluation.rivals},
+        "notes": evaluation.notes,
     }
     path = out / "evaluation.json"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -140,7 +139,8 @@ def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None 
         (picture, "IoU for each number of cores"),
         (out / SAMPLES, f"Parts of {', '.join(samples.names)}: the image; what is known of it; what the model says"),
     )
-    lead = f"{len(evaluation.scenes)} scenes, {evaluation.held or 'held back or not'}."
+    scored = f"{len(evaluation.scenes)} scenes, {evaluation.held or 'held back or not'}"
+    lead = " ".join(f"{sentence}." for sentence in (scored, *evaluation.notes))
     write_page(out / PAGE, f"Scores of {evaluation.model}", lead, evaluation.table(), pictures, samples.classes)
     return [path, picture, out / SAMPLES, out / PAGE]
 
