@@ -25,10 +25,12 @@ from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
 from pipelines.optimiser import learning_rate, parameter_groups
-from pipelines.scenes import class_lookup, find_scenes, split_scenes
+from pipelines.scenes import Scene, class_lookup, find_scenes, split_scenes
 from pipelines.survey import measure_bands
 from pipelines.training import Run, remove_run
+from pipelines.truth import MaskTruth
 from pipelines.validation import validate
+from tiling.readers.array import ArraySource
 from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
 
 CPU = torch.device("cpu")
@@ -502,3 +504,33 @@ def test_objects_are_scored_where_they_are_told_apart(model: Model, tmp_path: Pa
     score = evaluate(model, recipe(data, data=described).data, cores=[8], device="cpu").scores[0]
     assert score.pq is not None
     assert 0 <= score.pq <= 1
+
+
+def test_objects_that_are_called_where_a_scene_has_none_count(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first scene's one object is called as it is; the second has none, and two are called there."""
+    truths = np.zeros((2, 20, 30), np.uint8)
+    truths[0, 4:9, 4:9] = 1
+    scenes = []
+    for i, truth in enumerate(truths):
+        picture = ArraySource(np.zeros((20, 30, 3), np.uint8))
+        whole = Scene.whole(str(i), str(i), picture, ArraySource(truth))
+        scenes.append(dataclasses.replace(whole, objects=MaskTruth(ArraySource(truth.astype(np.uint16)), whole.view)))
+
+    def quality(*invented: tuple[slice, slice]) -> float | None:
+        called = truths.copy()
+        for place in invented:
+            called[1][place] = 1
+
+        def say(_predictor: Any, scene: Scene, _grid: Any, _piece: Any) -> tuple[Any, Any]:
+            return called[int(scene.name)], np.ones((20, 30), np.float32)
+
+        monkeypatch.setattr("pipelines.validation._called", say)
+        measured = validate(
+            network, scenes, class_lookup([0, 1], ()), CPU, cores=8, window=64, multiple=16, thorough=True
+        )
+        assert list(measured.objects) == [1]
+        return measured.score(8, ["background", "nucleus"]).pq
+
+    network = build(architecture(recipe(data).network, 3), load_card("nuclei").bands, 2)
+    assert quality() == 1.0
+    assert quality(np.s_[2:4, 2:4], np.s_[10:12, 20:22]) == 0.5
