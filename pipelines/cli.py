@@ -253,7 +253,7 @@ def train(
     from pipelines.team import joined
     from pipelines.training import train as run
 
-    checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe, changes or ())
+    checked = (read_data if recipe.is_dir() else read_recipe)(recipe, changes or ())
     bound = parse_bytes(memory) if memory else None
     check_folder(out)
     with joined(os.environ, device) as team:

@@ -249,27 +249,14 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
         raise RequestError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} is no recipe: expected name, classes and data, see docs/training.md")
-    for change in changes:
-        _change(content, change)
-    try:
-        recipe = TrainRecipe.model_validate(content)
-    except ValidationError as error:
-        raise RequestError(f"{path}: {first_problem(error)}") from error
-    data = recipe.data.model_copy(
-        update={
-            name: (path.parent / place).resolve()
-            for name in ("images", "masks", "shapes", "instances")
-            if (place := getattr(recipe.data, name)) is not None
-        }
-    )
-    network = recipe.network
-    if isinstance(network.pretrained, Path):
-        network = network.model_copy(update={"pretrained": (path.parent / network.pretrained).resolve()})
-    return recipe.model_copy(update={"data": data, "network": network})
+    return _checked(content, changes, path, path.parent)
 
 
-def read_data(folder: Path) -> TrainRecipe:
-    """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold."""
+def read_data(folder: Path, changes: Sequence[str] = ()) -> TrainRecipe:
+    """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold.
+
+    `changes` are those of `read_recipe`; paths in them are relative to the folder.
+    """
     from pipelines.images import is_image_name
     from tiling import open_image
 
@@ -286,12 +273,30 @@ def read_data(folder: Path) -> TrainRecipe:
         {"value": int(value), "name": f"class {int(value)}", "color": PALETTE[i % len(PALETTE)]}
         for i, value in enumerate(sorted(values))
     ]
-    data = {"images": (folder / "images").resolve(), "masks": masks.resolve()}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name) or "model"
+    content = {"name": name, "classes": classes, "data": {"images": "images", "masks": "masks"}}
+    return _checked(content, changes, folder, folder)
+
+
+def _checked(content: dict[str, Any], changes: Sequence[str], origin: Path, beside: Path) -> TrainRecipe:
+    """The recipe that plain YAML says, changed; its paths are relative to the folder `beside`."""
+    for change in changes:
+        _change(content, change)
     try:
-        return TrainRecipe.model_validate({"name": name, "classes": classes, "data": data})
+        recipe = TrainRecipe.model_validate(content)
     except ValidationError as error:
-        raise RequestError(f"{folder}: {first_problem(error)}") from error
+        raise RequestError(f"{origin}: {first_problem(error)}") from error
+    data = recipe.data.model_copy(
+        update={
+            name: (beside / place).resolve()
+            for name in ("images", "masks", "shapes", "instances")
+            if (place := getattr(recipe.data, name)) is not None
+        }
+    )
+    network = recipe.network
+    if isinstance(network.pretrained, Path):
+        network = network.model_copy(update={"pretrained": (beside / network.pretrained).resolve()})
+    return recipe.model_copy(update={"data": data, "network": network})
 
 
 def _change(content: dict[str, Any], change: str) -> None:
