@@ -40,6 +40,7 @@ Bands = Annotated[
     str | None, typer.Option(help="Bands to read, in the model's order: names, or numbers from 1, like 4,1,2.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")]
 
 
 @app.command()
@@ -241,7 +242,7 @@ def train(
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget the run that is there.")] = False,
     memory: Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; none where it is not given.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")] = None,
+    changes: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on images and masks.
@@ -301,6 +302,7 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="A rival to train alike, in --out: smp:Unet:tu-tf_efficientnet_lite0.")
     ] = None,
+    changes: Changes = None,
     window: Window = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -324,7 +326,7 @@ def evaluate(
     if record and everything:
         raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     use_threads(threads)
-    recipe = read_data(data) if data.is_dir() else read_recipe(data)
+    recipe = (read_data if data.is_dir() else read_recipe)(data, changes or ())
     budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
     loaded = load_model(model)
     terms = fair_terms(recipe, loaded.card, against) if against else None

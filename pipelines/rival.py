@@ -69,7 +69,9 @@ class Terms:
 
 
 def fair_terms(recipe: TrainRecipe, card: Card, spec: str) -> Terms:
-    """The recipe of a model turned to a rival: the same data, crops, steps and seed, and the card's bands and window.
+    """The recipe of a model turned to a rival: the same data, crops, steps and seed.
+
+    Classes and their order, bands, pixel size and window are the card's, by which both are scored.
 
     No rival has room for a VECA model's weights: where the recipe goes on from some, it starts from ImageNet weights,
     and keeps no share of them. Raises RequestError for a rival that does not exist, or cannot learn by this recipe.
@@ -88,9 +90,10 @@ def fair_terms(recipe: TrainRecipe, card: Card, spec: str) -> Terms:
             f"{recipe.schedule.steps} steps to learn in, without those that made that start"
         )
         network = network.model_copy(update={"pretrained": "imagenet", "keep": 0.0})
-    same = {"network": network, "bands": card.bands, "window": card.window}
+    same = {name: getattr(card, name) for name in ("classes", "bands", "spacing", "window")}
     try:
-        return Terms(TrainRecipe.model_validate(recipe.model_copy(update=same).model_dump()), start)
+        changed = recipe.model_copy(update={**same, "network": network})
+        return Terms(TrainRecipe.model_validate(changed.model_dump()), start)
     except ValidationError as error:
         raise RequestError(f"{spec}: {first_problem(error)}") from error
 

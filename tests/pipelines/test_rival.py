@@ -14,7 +14,7 @@ from pipelines import train
 from pipelines.errors import RequestError
 from pipelines.rival import Rival, fair_terms, load_rival
 from veca_core import load_card
-from veca_core.card import Bands, Card
+from veca_core.card import Bands, Card, PixelSize
 
 BANDS = Bands(names=("red", "green", "blue"), mean=(100.0, 120.0, 140.0), std=(50.0, 60.0, 70.0))
 SPEC = "smp:Unet:tu-tf_efficientnet_lite0"
@@ -85,6 +85,14 @@ def test_a_rival_of_a_model_that_went_on_from_another_starts_from_imagenet_and_t
         assert (alike.recipe.network.pretrained, alike.start) == (start, "")
 
 
+def test_a_rival_says_the_classes_of_the_model_in_their_order_at_its_pixel_size(data: Path, card: Card) -> None:
+    card = card.model_copy(update={"spacing": PixelSize(value=0.5, unit="um")})
+    classes = [c.model_dump() for c in reversed(card.classes)]
+    made = fair_terms(recipe(data, classes=classes), card, SPEC).recipe
+    for name in ("classes", "bands", "spacing", "window"):
+        assert getattr(made, name) == getattr(card, name), name
+
+
 @pytest.mark.parametrize(
     ("spec", "changed", "reason"),
     [
@@ -126,13 +134,16 @@ def test_the_scores_tell_where_a_rival_started(
     recipe(data, network={**content()["network"], "pretrained": str(base), "keep": 0.3})
     out = tmp_path / "scores"
     said = veca(
-        "evaluate", base, data / "recipe.yaml", "--cores", 16, "--against", SPEC, "--out", out, "--device", "cpu"
-    )
+        "evaluate", base, data / "recipe.yaml", "--cores", 16, "--against", SPEC, "--out", out, "--device", "cpu",
+        "--set", "schedule.steps=2", "--set", "schedule.seed=7",
+    )  # fmt: skip
     assert said.status == 0, said.err
     assert started == ["tu-tf_efficientnet_lite0"]
     assert f"note: {SPEC} starts from ImageNet weights" in said.err
     (note,) = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["notes"]
+    assert "it has 2 steps to learn in" in note
     assert note in (out / "summary.html").read_text(encoding="utf-8")
+    assert "scedule: Extra inputs" in veca("evaluate", base, data / "recipe.yaml", "--set", "scedule.steps=2").line
 
 
 def test_a_folder_without_a_rival_is_named(tmp_path: Path) -> None:
