@@ -130,7 +130,10 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
 
 
 def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
-    """The weights that training starts from; raises RequestError where they are for another network."""
+    """The weights that training starts from; raises RequestError where they are for another network.
+
+    A model's head counts only where it is the same head for as many classes.
+    """
     if recipe.pretrained is None:
         return
     if recipe.pretrained == "imagenet":
@@ -149,8 +152,12 @@ def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
             f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
             "overrides and bands, or leave 'pretrained' out"
         ) from error
-    if start.classes == network.classes:
+    if _shapes(start.head) == _shapes(network.head):
         network.head.load_state_dict(start.head.state_dict())
+
+
+def _shapes(part: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in part.state_dict().items()}
 
 
 def _is_encoder(path: Path) -> bool:

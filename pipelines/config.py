@@ -11,7 +11,9 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+import veca_core
 from pipelines.errors import RequestError
+from pipelines.shipped import shipped
 from veca_core.card import STEM, Bands, ClassInfo, PixelSize, check_distinct, first_problem
 
 PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
@@ -80,8 +82,9 @@ class NetworkRecipe(_Part):
     overrides: dict[str, Any] = {}
     """Fields of the preset to change."""
     pretrained: Path | Literal["imagenet"] | None = None
-    """Where weights start: 'imagenet' fetches the stem's published weights; a model folder continues from it; an
-    encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's sizes and weights."""
+    """Where weights start: 'imagenet' fetches the stem's published weights; a model folder, or a shipped model's name,
+    continues from it; an encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's
+    sizes and weights."""
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of a model that training went on from in what is kept, the rest is what it became (Wortsman et al.
     2022): learns what is new without forgetting what was known."""
@@ -295,8 +298,16 @@ def _checked(content: dict[str, Any], changes: Sequence[str], origin: Path, besi
     )
     network = recipe.network
     if isinstance(network.pretrained, Path):
-        network = network.model_copy(update={"pretrained": (beside / network.pretrained).resolve()})
+        network = network.model_copy(update={"pretrained": _start(network.pretrained, beside)})
     return recipe.model_copy(update={"data": data, "network": network})
+
+
+def _start(place: Path, beside: Path) -> Path:
+    """Where training starts from: a path beside the recipe or, where there is none, a shipped model's folder."""
+    path = (beside / place).resolve()
+    if path.exists() or all(choice.name != str(place) for choice in shipped()):
+        return path
+    return Path(veca_core.__file__).with_name("zoo") / place
 
 
 def _change(content: dict[str, Any], change: str) -> None:

@@ -265,6 +265,30 @@ def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(
         recipe(data, network={"pretrained": "imagenet", "keep": 0.5})
 
 
+def test_a_model_with_another_head_gives_its_encoder_to_a_linear_probe(data: Path, tmp_path: Path) -> None:
+    drawing = {**content()["network"], "head": "unet"}
+    base = train(recipe(data, network=drawing), tmp_path / "base", device="cpu").folder
+    probe = {**content()["network"], "pretrained": str(base)}
+    schedule = {**content()["schedule"], "freeze": True}
+    done = train(recipe(data, network=probe, schedule=schedule), tmp_path / "probe", device="cpu").folder
+    theirs = load_model(base).network.encoder.state_dict()
+    for name, value in load_model(done).network.encoder.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_shipped_model_is_started_from_by_its_name(data: Path, tmp_path: Path) -> None:
+    start = {"preset": "tiny", "stem": "tu-tf_efficientnet_lite0", "head": "unet", "pretrained": "nuclei"}
+    begun = run(data, tmp_path, network=start)
+    theirs = load_model("nuclei").network.encoder.state_dict()
+    for name, value in begun.learner.network.encoder.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    assert begun.candidate.card.data.startswith("; started from the model nuclei (80 crops")
+    # A folder of that name beside the recipe goes before.
+    (data / "nuclei").mkdir()
+    assert recipe(data, network=start).network.pretrained == data / "nuclei"
+    (data / "nuclei").rmdir()
+
+
 def test_a_model_of_other_sizes_cannot_be_started_from(trained: Path, data: Path, tmp_path: Path) -> None:
     overrides = {**content()["network"]["overrides"], "layers": 3}
     start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
