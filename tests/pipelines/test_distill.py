@@ -179,6 +179,10 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, "sees 3 bands, and the images have 1"),
         ({"images": ["nowhere"]}, "there is no file or folder"),
         ({"images": []}, "needs images and at least one stage"),
+        ({"network": {"pretrained": "imagenet"}}, "starts from random weights, not from imagenet; leave out"),
+        ({"network": {"pretrained": "best", "keep": 0.5}}, "leave out network.pretrained and network.keep"),
+        ({"network": {"rival": "smp:Unet:resnet18"}}, "trains an encoder, not smp:Unet:resnet18; leave out"),
+        ({"augment": {"recolor": {5: "#8FA65A"}}}, "augment.recolor changes classes, and a distillation knows none"),
         ({"rate": 1e30}, "the loss became no number at step . lower the rate|the loss became no number"),
     ],
 )  # fmt: skip
