@@ -66,6 +66,7 @@ def evaluate(
     *,
     cores: Sequence[int] | None = None,
     everything: bool = False,
+    recording: bool = False,
     window: int | None = None,
     device: str = "auto",
     report: Report = quiet,
@@ -76,18 +77,20 @@ def evaluate(
     Images are read at the model's spacing. Pixels that are ignored, or that have no data, are left out. IoU is
     intersection over union of all pixels of all scenes together; the mean is over the classes that are there or were
     called; its interval is a bootstrap over images. `see` is shown what the last budget says. Raises RequestError for
-    data that does not fit the model's classes.
+    data that does not fit the model's classes and, before anything is scored, for what `recording` could not record.
     """
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
     chosen = _scenes(card, data, everything)
+    held = "" if everything else held_back(chosen)
+    if recording:
+        _check_held(card, held)
     score = _scorer(card, data, chosen, window, device)
     scores = []
     for budget in budgets:
         shown = see if budget == budgets[-1] else None
         scores.append(score(network, budget, network.encoder.config.patch, shown))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
-    held = "" if everything else held_back(chosen)
     return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores))
 
 
@@ -151,14 +154,24 @@ def record_scores(model: Model, evaluation: Evaluation) -> Card:
     Scores of other budgets stay where they are of the same scenes. Raises RequestError where scenes were scored that
     may have been learned from.
     """
-    if not evaluation.held:
-        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     card = model.card
+    _check_held(card, evaluation.held)
     before = {s.cores: s for s in card.scores} if card.validation == evaluation.held else {}
     scores = {**before, **{s.cores: s for s in evaluation.scores}}
     card = card.model_copy(update={"scores": tuple(scores[c] for c in sorted(scores)), "validation": evaluation.held})
     write_card(model.folder, card)
     return card
+
+
+def _check_held(card: Card, held: str) -> None:
+    """Raises RequestError unless the scenes that are `held` back are those of the model's training."""
+    if not held:
+        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
+    if card.validation and held != card.validation:
+        raise RequestError(
+            f"{card.name} was trained with other scenes ({card.validation}) than this recipe has ({held}), and may "
+            "have learned from these; give the recipe of its training, or leave out --record"
+        )
 
 
 def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]:

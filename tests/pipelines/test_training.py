@@ -442,19 +442,32 @@ def test_recorded_scores_are_in_the_card(trained: Path, model: Model, data: Path
     result = evaluate(load_model(copy), recipe(data).data, device="cpu")
     record_scores(load_model(copy), result)
     assert load_card(copy).scores == result.scores
-    # Some budgets take the place of theirs alone; other scenes take the place of all; scenes that may have been learned
-    # from are not recorded.
+    # Some budgets take the place of theirs alone; scenes that may have been learned from are not recorded.
     some = evaluate(load_model(copy), recipe(data).data, cores=[8], device="cpu")
     worse = some.scores[0].model_copy(update={"mean_iou": 0.1})
     record_scores(load_model(copy), dataclasses.replace(some, scores=(worse,)))
     assert load_card(copy).scores == (worse, result.scores[1])
-    record_scores(load_model(copy), dataclasses.replace(some, held="held back: other"))
-    assert (load_card(copy).scores, load_card(copy).validation) == (some.scores, "held back: other")
+    with pytest.raises(RequestError, match=r"trained with other scenes \(held back: case2\) than this recipe has"):
+        record_scores(load_model(copy), dataclasses.replace(some, held="held back: other"))
+    assert load_card(copy).validation == "held back: case2"
     with pytest.raises(RequestError, match="a card records what held-back scenes gave; leave out --everything"):
         record_scores(load_model(copy), dataclasses.replace(some, held=""))
     record_scores(load_model(copy), result)
     assert load_card(copy).score(8) == result.scores[0]
     assert load_model(copy).digest != model.digest
+
+
+def test_scores_of_another_recipes_scenes_are_not_recorded_and_none_is_scored(
+    trained: Path, data: Path, veca: Any
+) -> None:
+    recipe(data)
+    before = load_card(trained / "best")
+    said = veca(
+        "evaluate", trained / "best", data / "recipe.yaml", "--record", "--set", "data.validate_on=[case0]",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert "(held back: case2) than this recipe has (held back: case0), and may have learned from these" in said.line
+    assert load_card(trained / "best") == before
 
 
 @pytest.mark.parametrize("budgets", [[7], [8, 24], [0]])
