@@ -343,8 +343,7 @@ def evaluate(
     if record:
         record_scores(loaded, result)
     if as_json:
-        rivals = {name: score.model_dump() for name, score in result.rivals}
-        print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores], "rivals": rivals})
+        print_json(result.content())
     else:
         print_lines([result.table()])
 

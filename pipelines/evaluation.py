@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -51,13 +51,25 @@ class Evaluation:
         rows = [(str(score.cores), score) for score in self.scores] + list(self.rivals)
         names = list(dict.fromkeys(name for _, score in rows for name in score.iou))
         extras = [name for name in EXTRAS if any(getattr(score, name) is not None for _, score in rows)]
-        lines = [["cores", "mean IoU", "95 %", "mean Dice", *(EXTRAS[e] for e in extras), *names]]
+        dice = (f"Dice {name}" for name in names)
+        lines = [["cores", "mean IoU", "95 %", "mean Dice", *(EXTRAS[e] for e in extras), *names, *dice]]
         for label, score in rows:
             span = "-".join(f"{v:.3f}" for v in score.interval) if score.interval else ""
-            values = (*(getattr(score, e) for e in extras), *(score.iou.get(n) for n in names))
+            per_class = [each.get(name) for each in (score.iou, score.dice) for name in names]
+            values = (*(getattr(score, e) for e in extras), *per_class)
             lines.append([label, f"{score.mean_iou:.3f}", span, f"{score.mean_dice:.3f}", *map(_digits, values)])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+    def content(self) -> dict[str, Any]:
+        """What is kept of it as JSON."""
+        return {
+            "model": self.model,
+            "scenes": self.scenes,
+            "scores": [_facts(score) for score in self.scores],
+            "rivals": {name: _facts(score) for name, score in self.rivals},
+            "notes": self.notes,
+        }
 
 
 def evaluate(
@@ -122,16 +134,9 @@ def evaluate_rival(
 def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None = None) -> list[Path]:
     """Leaves evaluation.json and evaluation.png in a folder; with `samples` also those, and a page of it all."""
     out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "model": evaluation.model,
-        "scenes": evaluation.scenes,
-        "scores": [score.model_dump() for score in evaluation.scores],
-        "rivals": {name: score.model_dump() for name, score in evaluation.rivals},
-        "notes": evaluation.notes,
-    }
     path = out / "evaluation.json"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(evaluation.content(), indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
     picture = out / "evaluation.png"
     draw_scores(evaluation.scores, f"{evaluation.model}: IoU for each core budget", picture, evaluation.rivals)
@@ -201,6 +206,11 @@ def _scorer(
         return measured.score(cores, [c.name for c in card.classes])
 
     return score
+
+
+def _facts(score: Score) -> dict[str, Any]:
+    """A score with what follows from it."""
+    return {**score.model_dump(), "dice": score.dice}
 
 
 def _digits(value: float | None) -> str:

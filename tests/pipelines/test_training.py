@@ -412,12 +412,17 @@ def test_there_is_one_score_for_each_budget(model: Model, data: Path, tmp_path: 
     assert result.held == model.card.validation == "held back: case2"
     table = result.table().splitlines()
     columns = ["cores", "mean", "IoU", "95", "%", "mean", "Dice", "border", "F1", "ECE"]
-    assert table[0].split() == [*columns, *result.scores[0].iou]
+    names = list(result.scores[0].iou)
+    assert table[0].split() == [*columns, *names, *(word for name in names for word in ("Dice", name))]
     assert [line.split()[0] for line in table[1:]] == ["8", "16"]
     written = write_evaluation(result, tmp_path / "scores")
     assert [p.name for p in written] == ["evaluation.json", "evaluation.png"]
     saved = json.loads(written[0].read_text(encoding="utf-8"))
     assert saved["scores"][0]["mean_iou"] == result.scores[0].mean_iou
+    dice = [saved["scores"][1]["dice"][name] for name in names]
+    assert dice == pytest.approx([2 * v / (1 + v) for v in result.scores[1].iou.values()], abs=1e-4)
+    assert result.scores[1].mean_dice == pytest.approx(np.mean(dice), abs=1e-4)
+    assert table[2].split()[-len(names) :] == [f"{v:.3f}" for v in dice]
     assert width(written[1]) > 300
 
 
