@@ -27,7 +27,7 @@ from veca_core import (
     preset,
     save_model,
 )
-from veca_core.card import Architecture, Bands, Card, Score
+from veca_core.card import Architecture, Bands, Card, EncoderCard, Score
 from veca_core.weights import CARD, ENCODER_CARD, load_encoder
 
 
@@ -130,7 +130,10 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
 
 
 def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
-    """The weights that training starts from; raises RequestError where they are for another network."""
+    """The weights that training starts from; raises RequestError where they are for another network.
+
+    A model's head counts only where it is the same head for as many classes.
+    """
     if recipe.pretrained is None:
         return
     if recipe.pretrained == "imagenet":
@@ -149,8 +152,12 @@ def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
             f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
             "overrides and bands, or leave 'pretrained' out"
         ) from error
-    if start.classes == network.classes:
+    if _shapes(start.head) == _shapes(network.head):
         network.head.load_state_dict(start.head.state_dict())
+
+
+def _shapes(part: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in part.state_dict().items()}
 
 
 def _is_encoder(path: Path) -> bool:
@@ -172,11 +179,16 @@ def _fields(config: VecaConfig) -> dict[str, Any]:
 
 def _started_from(place: Path) -> str:
     """What a start is called, and where it came from itself."""
-    if not (place / CARD).is_file():
-        return f"; started from {place.name}"
-    card = load_card(place)
-    data = f" ({card.data})" if card.data else ""
-    return f"; started from the model {card.name}{data}"
+    if (place / CARD).is_file():
+        model = load_card(place)
+        name, data = f"the model {model.name}", model.data
+    elif (place / ENCODER_CARD).is_file():
+        encoder = EncoderCard.model_validate_json((place / ENCODER_CARD).read_bytes())
+        taught = f", distilled from {encoder.teacher}" if encoder.teacher else ""
+        name, data = f"the encoder {encoder.name}{taught}", encoder.data
+    else:
+        name, data = place.name, ""
+    return f"; started from {name}{f' ({data})' if data else ''}"
 
 
 def new_card(recipe: TrainRecipe, bands: Bands, described: Architecture, held: str = "") -> Card:

@@ -41,6 +41,7 @@ Bands = Annotated[
     str | None, typer.Option(help="Bands to read, in the model's order: names, or numbers from 1, like 4,1,2.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")]
 
 
 @app.command()
@@ -242,7 +243,7 @@ def train(
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget the run that is there.")] = False,
     memory: Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; none where it is not given.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")] = None,
+    changes: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on images and masks.
@@ -254,7 +255,7 @@ def train(
     from pipelines.team import joined
     from pipelines.training import train as run
 
-    checked = read_data(recipe) if recipe.is_dir() else read_recipe(recipe, changes or ())
+    checked = (read_data if recipe.is_dir() else read_recipe)(recipe, changes or ())
     bound = parse_bytes(memory) if memory else None
     check_folder(out)
     with joined(os.environ, device) as team:
@@ -302,6 +303,7 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="A rival to train alike, in --out: smp:Unet:tu-tf_efficientnet_lite0.")
     ] = None,
+    changes: Changes = None,
     window: Window = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -316,6 +318,7 @@ def evaluate(
     from pipelines.config import read_data, read_recipe
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import evaluate_rival, record_scores, write_evaluation
+    from pipelines.rival import fair_terms
     from pipelines.summary import Samples
     from veca_core import load_model
 
@@ -324,23 +327,24 @@ def evaluate(
     if record and everything:
         raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     use_threads(threads)
-    recipe = read_data(data) if data.is_dir() else read_recipe(data)
+    recipe = (read_data if data.is_dir() else read_recipe)(data, changes or ())
     budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
     loaded = load_model(model)
+    terms = fair_terms(recipe, loaded.card, against) if against else None
     if out:
         check_folder(out)
     options: dict[str, Any] = {"everything": everything, "window": window, "device": device, "report": to_stderr}
     samples = Samples(loaded.card.classes)
-    result = run(loaded, recipe.data, cores=budgets, see=samples.see, **options)
-    if against and out:
-        result = replace(result, rivals=((against, evaluate_rival(loaded, recipe, against, out, **options)),))
+    result = run(loaded, recipe.data, cores=budgets, recording=record, see=samples.see, **options)
+    if against and terms and out:
+        score = evaluate_rival(loaded, terms, out, **options)
+        result = replace(result, rivals=((against, score),), notes=(terms.start,) if terms.start else ())
     if out:
         write_evaluation(result, out, samples)
     if record:
         record_scores(loaded, result)
     if as_json:
-        rivals = {name: score.model_dump() for name, score in result.rivals}
-        print_json({"model": result.model, "scores": [s.model_dump() for s in result.scores], "rivals": rivals})
+        print_json(result.content())
     else:
         print_lines([result.table()])
 

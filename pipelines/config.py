@@ -11,7 +11,9 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+import veca_core
 from pipelines.errors import RequestError
+from pipelines.shipped import shipped
 from veca_core.card import STEM, Bands, ClassInfo, PixelSize, check_distinct, first_problem
 
 PALETTE: Final = ("#BDBDBD", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
@@ -80,8 +82,9 @@ class NetworkRecipe(_Part):
     overrides: dict[str, Any] = {}
     """Fields of the preset to change."""
     pretrained: Path | Literal["imagenet"] | None = None
-    """Where weights start: 'imagenet' fetches the stem's published weights; a model folder continues from it; an
-    encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's sizes and weights."""
+    """Where weights start: 'imagenet' fetches the stem's published weights; a model folder, or a shipped model's name,
+    continues from it; an encoder's folder (`veca distill`), or a published VECA checkpoint (.pt), gives the encoder's
+    sizes and weights."""
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of a model that training went on from in what is kept, the rest is what it became (Wortsman et al.
     2022): learns what is new without forgetting what was known."""
@@ -92,6 +95,12 @@ class NetworkRecipe(_Part):
     def _something_to_keep(self) -> NetworkRecipe:
         if self.keep and not isinstance(self.pretrained, Path):
             raise ValueError(f"keep is a share of a model to go on from, and pretrained is {self.pretrained}")
+        return self
+
+    @model_validator(mode="after")
+    def _rival_starts_anew(self) -> NetworkRecipe:
+        if self.rival and isinstance(self.pretrained, Path):
+            raise ValueError(f"a rival cannot start from {self.pretrained}; make pretrained imagenet or null")
         return self
 
 
@@ -220,6 +229,15 @@ class TrainRecipe(_Part):
             raise ValueError(f"augment.recolor names the mask values {sorted(strange)}, which are no classes")
         return self
 
+    @model_validator(mode="after")
+    def _rival_learns_whole(self) -> TrainRecipe:
+        if self.network.rival and (self.schedule.freeze or self.schedule.layer_decay < 1):
+            raise ValueError(
+                f"a rival learns whole, at one rate, and the recipe has freeze {self.schedule.freeze} and layer_decay "
+                f"{self.schedule.layer_decay:g}; make schedule.freeze false and schedule.layer_decay 1"
+            )
+        return self
+
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     """A recipe from YAML; paths in it are relative to the file. Raises RequestError naming what is wrong.
@@ -234,27 +252,14 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
         raise RequestError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} is no recipe: expected name, classes and data, see docs/training.md")
-    for change in changes:
-        _change(content, change)
-    try:
-        recipe = TrainRecipe.model_validate(content)
-    except ValidationError as error:
-        raise RequestError(f"{path}: {first_problem(error)}") from error
-    data = recipe.data.model_copy(
-        update={
-            name: (path.parent / place).resolve()
-            for name in ("images", "masks", "shapes", "instances")
-            if (place := getattr(recipe.data, name)) is not None
-        }
-    )
-    network = recipe.network
-    if isinstance(network.pretrained, Path):
-        network = network.model_copy(update={"pretrained": (path.parent / network.pretrained).resolve()})
-    return recipe.model_copy(update={"data": data, "network": network})
+    return _checked(content, changes, path, path.parent)
 
 
-def read_data(folder: Path) -> TrainRecipe:
-    """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold."""
+def read_data(folder: Path, changes: Sequence[str] = ()) -> TrainRecipe:
+    """A recipe for a folder with images/ and masks/: its classes are the values that the masks hold.
+
+    `changes` are those of `read_recipe`; paths in them are relative to the folder.
+    """
     from pipelines.images import is_image_name
     from tiling import open_image
 
@@ -271,12 +276,38 @@ def read_data(folder: Path) -> TrainRecipe:
         {"value": int(value), "name": f"class {int(value)}", "color": PALETTE[i % len(PALETTE)]}
         for i, value in enumerate(sorted(values))
     ]
-    data = {"images": (folder / "images").resolve(), "masks": masks.resolve()}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name) or "model"
+    content = {"name": name, "classes": classes, "data": {"images": "images", "masks": "masks"}}
+    return _checked(content, changes, folder, folder)
+
+
+def _checked(content: dict[str, Any], changes: Sequence[str], origin: Path, beside: Path) -> TrainRecipe:
+    """The recipe that plain YAML says, changed; its paths are relative to the folder `beside`."""
+    for change in changes:
+        _change(content, change)
     try:
-        return TrainRecipe.model_validate({"name": name, "classes": classes, "data": data})
+        recipe = TrainRecipe.model_validate(content)
     except ValidationError as error:
-        raise RequestError(f"{folder}: {first_problem(error)}") from error
+        raise RequestError(f"{origin}: {first_problem(error)}") from error
+    data = recipe.data.model_copy(
+        update={
+            name: (beside / place).resolve()
+            for name in ("images", "masks", "shapes", "instances")
+            if (place := getattr(recipe.data, name)) is not None
+        }
+    )
+    network = recipe.network
+    if isinstance(network.pretrained, Path):
+        network = network.model_copy(update={"pretrained": _start(network.pretrained, beside)})
+    return recipe.model_copy(update={"data": data, "network": network})
+
+
+def _start(place: Path, beside: Path) -> Path:
+    """Where training starts from: a path beside the recipe or, where there is none, a shipped model's folder."""
+    path = (beside / place).resolve()
+    if path.exists() or all(choice.name != str(place) for choice in shipped()):
+        return path
+    return Path(veca_core.__file__).with_name("zoo") / place
 
 
 def _change(content: dict[str, Any], change: str) -> None:

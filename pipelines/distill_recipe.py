@@ -39,7 +39,7 @@ class DistillRecipe(_Part):
     """None: measured on the images."""
     spacing: PixelSize | None = None
     network: NetworkRecipe = NetworkRecipe(stem="patch")
-    """Its head, pretrained and rival say nothing here."""
+    """Its head says nothing here; it has no start and no rival."""
     augment: AugmentRecipe = AugmentRecipe(rotate=0.0)
     stages: tuple[Stage, ...] = (Stage(steps=1000), Stage(steps=300, sides=(160, 224, 320)))
     rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -54,6 +54,20 @@ class DistillRecipe(_Part):
     def _useful(self) -> DistillRecipe:
         if not self.images or not self.stages:
             raise ValueError("a distillation needs images and at least one stage")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> DistillRecipe:
+        network = self.network
+        if network.pretrained is not None:
+            fields = "network.pretrained and network.keep" if network.keep else "network.pretrained"
+            raise ValueError(
+                f"a distillation starts from random weights, not from {network.pretrained}; leave out {fields}"
+            )
+        if network.rival:
+            raise ValueError(f"a distillation trains an encoder, not {network.rival}; leave out network.rival")
+        if self.augment.recolor:
+            raise ValueError("augment.recolor changes classes, and a distillation knows none; leave it out")
         return self
 
     @property

@@ -9,17 +9,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from pipelines.config import DataRecipe, TrainRecipe
+from pipelines.config import DataRecipe
 from pipelines.curves import draw_scores
 from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.progress import Report, quiet
-from pipelines.rival import Rival, load_rival
+from pipelines.rival import Rival, Terms, load_rival
 from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.validation import See, validate
@@ -43,19 +43,33 @@ class Evaluation:
     """One for each budget, fewest cores first."""
     rivals: tuple[tuple[str, Score], ...] = ()
     """What others scored on the same scenes."""
+    notes: tuple[str, ...] = ()
+    """What must be known to compare them."""
 
     def table(self) -> str:
         """The scores as text: a row for each budget, and one for each rival."""
         rows = [(str(score.cores), score) for score in self.scores] + list(self.rivals)
         names = list(dict.fromkeys(name for _, score in rows for name in score.iou))
         extras = [name for name in EXTRAS if any(getattr(score, name) is not None for _, score in rows)]
-        lines = [["cores", "mean IoU", "95 %", "mean Dice", *(EXTRAS[e] for e in extras), *names]]
+        dice = (f"Dice {name}" for name in names)
+        lines = [["cores", "mean IoU", "95 %", "mean Dice", *(EXTRAS[e] for e in extras), *names, *dice]]
         for label, score in rows:
             span = "-".join(f"{v:.3f}" for v in score.interval) if score.interval else ""
-            values = (*(getattr(score, e) for e in extras), *(score.iou.get(n) for n in names))
+            per_class = [each.get(name) for each in (score.iou, score.dice) for name in names]
+            values = (*(getattr(score, e) for e in extras), *per_class)
             lines.append([label, f"{score.mean_iou:.3f}", span, f"{score.mean_dice:.3f}", *map(_digits, values)])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+    def content(self) -> dict[str, Any]:
+        """What is kept of it as JSON."""
+        return {
+            "model": self.model,
+            "scenes": self.scenes,
+            "scores": [_facts(score) for score in self.scores],
+            "rivals": {name: _facts(score) for name, score in self.rivals},
+            "notes": self.notes,
+        }
 
 
 def evaluate(
@@ -64,6 +78,7 @@ def evaluate(
     *,
     cores: Sequence[int] | None = None,
     everything: bool = False,
+    recording: bool = False,
     window: int | None = None,
     device: str = "auto",
     report: Report = quiet,
@@ -74,25 +89,26 @@ def evaluate(
     Images are read at the model's spacing. Pixels that are ignored, or that have no data, are left out. IoU is
     intersection over union of all pixels of all scenes together; the mean is over the classes that are there or were
     called; its interval is a bootstrap over images. `see` is shown what the last budget says. Raises RequestError for
-    data that does not fit the model's classes.
+    data that does not fit the model's classes and, before anything is scored, for what `recording` could not record.
     """
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
     chosen = _scenes(card, data, everything)
+    held = "" if everything else held_back(chosen)
+    if recording:
+        _check_held(card, held)
     score = _scorer(card, data, chosen, window, device)
     scores = []
     for budget in budgets:
         shown = see if budget == budgets[-1] else None
         scores.append(score(network, budget, network.encoder.config.patch, shown))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
-    held = "" if everything else held_back(chosen)
     return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores))
 
 
 def evaluate_rival(
     model: Model,
-    recipe: TrainRecipe,
-    spec: str,
+    terms: Terms,
     out: Path,
     *,
     everything: bool = False,
@@ -100,20 +116,17 @@ def evaluate_rival(
     device: str = "auto",
     report: Report = quiet,
 ) -> Score:
-    """What a rival, like smp:Unet:tu-tf_efficientnet_lite0, scores on the scenes that the model is scored on.
+    """What a rival scores on the scenes that the model is scored on, trained on such `terms` as `fair_terms` finds.
 
-    It is trained by the recipe's own data, crops, steps and seed, in out/rivals, or loaded where it was before. As the
-    model is, so the rival is the milestone that did best on the held-back scenes.
+    It is trained in out/rivals, or loaded where it was before. As the model is, so the rival is the milestone that did
+    best on the held-back scenes.
     """
     from pipelines.training import train
 
-    Rival(spec, model.card.bands, len(model.card.classes))  # a wrong name is told before anything is read
-    network = recipe.network.model_copy(update={"rival": spec})
-    same = {"network": network, "bands": model.card.bands, "window": model.card.window}
-    trained = train(
-        recipe.model_copy(update=same), out / "rivals" / re.sub(r"[^A-Za-z0-9._-]+", "-", spec),
-        device=device, report=report,
-    )  # fmt: skip
+    if terms.start:
+        report(f"note: {terms.start}")
+    recipe, folder = terms.recipe, re.sub(r"[^A-Za-z0-9._-]+", "-", str(terms.recipe.network.rival))
+    trained = train(recipe, out / "rivals" / folder, device=device, report=report)
     chosen = _scenes(model.card, recipe.data, everything)
     return _scorer(model.card, recipe.data, chosen, window, device)(load_rival(trained.folder), 0, Rival.multiple)
 
@@ -121,15 +134,9 @@ def evaluate_rival(
 def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None = None) -> list[Path]:
     """Leaves evaluation.json and evaluation.png in a folder; with `samples` also those, and a page of it all."""
     out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "model": evaluation.model,
-        "scenes": evaluation.scenes,
-        "scores": [score.model_dump() for score in evaluation.scores],
-        "rivals": {name: score.model_dump() for name, score in evaluation.rivals},
-    }
     path = out / "evaluation.json"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(evaluation.content(), indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
     picture = out / "evaluation.png"
     draw_scores(evaluation.scores, f"{evaluation.model}: IoU for each core budget", picture, evaluation.rivals)
@@ -140,7 +147,8 @@ def write_evaluation(evaluation: Evaluation, out: Path, samples: Samples | None 
         (picture, "IoU for each number of cores"),
         (out / SAMPLES, f"Parts of {', '.join(samples.names)}: the image; what is known of it; what the model says"),
     )
-    lead = f"{len(evaluation.scenes)} scenes, {evaluation.held or 'held back or not'}."
+    scored = f"{len(evaluation.scenes)} scenes, {evaluation.held or 'held back or not'}"
+    lead = " ".join(f"{sentence}." for sentence in (scored, *evaluation.notes))
     write_page(out / PAGE, f"Scores of {evaluation.model}", lead, evaluation.table(), pictures, samples.classes)
     return [path, picture, out / SAMPLES, out / PAGE]
 
@@ -151,14 +159,24 @@ def record_scores(model: Model, evaluation: Evaluation) -> Card:
     Scores of other budgets stay where they are of the same scenes. Raises RequestError where scenes were scored that
     may have been learned from.
     """
-    if not evaluation.held:
-        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     card = model.card
+    _check_held(card, evaluation.held)
     before = {s.cores: s for s in card.scores} if card.validation == evaluation.held else {}
     scores = {**before, **{s.cores: s for s in evaluation.scores}}
     card = card.model_copy(update={"scores": tuple(scores[c] for c in sorted(scores)), "validation": evaluation.held})
     write_card(model.folder, card)
     return card
+
+
+def _check_held(card: Card, held: str) -> None:
+    """Raises RequestError unless the scenes that are `held` back are those of the model's training."""
+    if not held:
+        raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
+    if card.validation and held != card.validation:
+        raise RequestError(
+            f"{card.name} was trained with other scenes ({card.validation}) than this recipe has ({held}), and may "
+            "have learned from these; give the recipe of its training, or leave out --record"
+        )
 
 
 def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]:
@@ -188,6 +206,11 @@ def _scorer(
         return measured.score(cores, [c.name for c in card.classes])
 
     return score
+
+
+def _facts(score: Score) -> dict[str, Any]:
+    """A score with what follows from it."""
+    return {**score.model_dump(), "dice": score.dice}
 
 
 def _digits(value: float | None) -> str:

@@ -12,7 +12,8 @@ from veca_core import load_card
 from veca_core.card import Card
 
 COLUMNS: Final = (
-    ("mean IoU", "mean_iou"), ("mean Dice", "mean_dice"), ("border F1", "boundary_f1"), ("ECE", "ece"), ("PQ", "pq"),
+    ("mean IoU", "mean_iou"), ("95 %", "interval"), ("mean Dice", "mean_dice"), ("border F1", "boundary_f1"),
+    ("ECE", "ece"), ("PQ", "pq"),
 )  # fmt: skip
 
 
@@ -43,12 +44,14 @@ def _page(card: Card, picture: str) -> str:
     ]  # fmt: skip
     for score in card.scores:
         values = [*(getattr(score, name) for _, name in shown), *(score.iou.get(name) for name in names)]
-        lines.append(_row([str(score.cores), *("" if v is None else f"{v:.3f}" for v in values)]))
+        lines.append(_row([str(score.cores), *map(_digits, values)]))
     few, full = card.scores[0], card.scores[-1]
+    spans = " 95 % is the interval of the mean IoU, by bootstrap over images." if ("95 %", "interval") in shown else ""
     lines += [
         "",
-        f"The columns of classes are IoU. Measured on what was {card.validation or 'not said'}. With {few.cores} cores "
-        f"the mean IoU is {100 * (few.mean_iou - full.mean_iou):+.2f} points from that with {full.cores}.",
+        f"The columns of classes are IoU.{spans} Measured on what was {card.validation or 'not said'}. With "
+        f"{few.cores} cores the mean IoU is {100 * (few.mean_iou - full.mean_iou):+.2f} points from that with "
+        f"{full.cores}.",
         "",
         _row(["", ""]), _row(["---", "---"]),
         _row(["classes", ", ".join(f"{c.name} ({c.value})" for c in card.classes)]),
@@ -59,6 +62,13 @@ def _page(card: Card, picture: str) -> str:
     if card.limits:
         lines += ["", "What it cannot do:", "", *(f"- {limit}" for limit in card.limits)]
     return "\n".join(lines) + "\n"
+
+
+def _digits(value: float | tuple[float, float] | None) -> str:
+    """A score, or both ends of an interval."""
+    if value is None:
+        return ""
+    return "-".join(f"{number:.3f}" for number in (value if isinstance(value, tuple) else (value,)))
 
 
 def _row(cells: list[str]) -> str:

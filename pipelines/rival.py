@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import segmentation_models_pytorch as smp
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from torch.nn import functional as F
 
 from pipelines.config import TrainRecipe
 from pipelines.errors import RequestError
-from veca_core.card import Bands, Score
+from pipelines.pretrained import IMAGENET
+from veca_core.card import Bands, Card, Score, first_problem
 from veca_core.weights import write_tensors
 
 WEIGHTS: Final = "rival.safetensors"
@@ -54,6 +57,50 @@ class Rival(nn.Module):
         margins = (0, -width % self.multiple, 0, -height % self.multiple)
         logits: Tensor = self.body(F.pad(images, margins, mode="replicate")).float()
         return logits[..., :height, :width]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a rival is trained, to stand beside a model."""
+
+    recipe: TrainRecipe
+    start: str
+    """What must be told of its start; empty where it starts as the model did."""
+
+
+def fair_terms(recipe: TrainRecipe, card: Card, spec: str) -> Terms:
+    """The recipe of a model turned to a rival: the same data, crops, steps and seed.
+
+    Classes and their order, bands, pixel size and window are the card's, by which both are scored.
+
+    No rival has room for a VECA model's weights: where the recipe goes on from some, it starts from ImageNet weights,
+    and keeps no share of them. Raises RequestError for a rival that does not exist, or cannot learn by this recipe.
+    """
+    encoder, bands = Rival(spec, card.bands, len(card.classes)).encoder_name, len(card.bands.names)
+    network, start = recipe.network.model_copy(update={"rival": spec}), ""
+    if network.pretrained is not None and (encoder not in IMAGENET or bands != 3):
+        raise RequestError(
+            f"the recipe starts from {_name(network.pretrained)}, and there are no ImageNet weights for {encoder!r} "
+            f"with {bands} band(s) to start a rival from; take {', '.join(IMAGENET)} with three bands, or leave out "
+            "network.pretrained and network.keep"
+        )
+    if isinstance(network.pretrained, Path):
+        start = (
+            f"{spec} starts from ImageNet weights, where the recipe goes on from {_name(network.pretrained)}: it has "
+            f"{recipe.schedule.steps} steps to learn in, without those that made that start"
+        )
+        network = network.model_copy(update={"pretrained": "imagenet", "keep": 0.0})
+    same = {name: getattr(card, name) for name in ("classes", "bands", "spacing", "window")}
+    try:
+        changed = recipe.model_copy(update={**same, "network": network})
+        return Terms(TrainRecipe.model_validate(changed.model_dump()), start)
+    except ValidationError as error:
+        raise RequestError(f"{spec}: {first_problem(error)}") from error
+
+
+def _name(start: Path | str) -> str:
+    """A model's folder is called 'best' in every run."""
+    return "/".join(start.parts[-2:]) if isinstance(start, Path) else f"{start} weights"
 
 
 def save_rival(folder: Path, network: Rival, recipe: TrainRecipe, bands: Bands, score: Score) -> None:

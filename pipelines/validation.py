@@ -85,6 +85,8 @@ def validate(
     segmenter = cast(Segmenter, network.eval())
     predictor = Predictor(segmenter, cores, 1, device, fast_precision(device))
     measured = Measured(segmenter.classes)
+    if thorough:
+        measured.objects = {cls: Panoptic() for cls in sorted(_object_classes(scenes, lookup))}
     for scene in scenes:
         measured.scenes.append(Confusion(segmenter.classes))
         grid = Grid.over(scene.view.size, window, window // 8, multiple)
@@ -122,16 +124,27 @@ def _called(
     return called, confidence
 
 
+def _object_classes(scenes: Sequence[Scene], lookup: NDArray[np.uint8]) -> set[int]:
+    """Indices of the classes that any true object of any scene belongs to."""
+    found: set[int] = set()
+    for scene in scenes:
+        if scene.objects is None:
+            continue
+        for piece in scene.boxes(PIECE):
+            truth = scene.targets(piece, lookup)
+            found |= set(np.unique(truth[scene.objects.values(piece) > 0]).tolist())
+    return found - {IGNORE}
+
+
 def _add_objects(
     measured: Measured, scene: Scene, piece: Box, truth: NDArray[np.uint8], called: NDArray[np.uint8]
 ) -> None:
-    """Each true object belongs to the class of its pixels."""
+    """Each true object belongs to the class of its pixels; a class that has objects elsewhere may be called in vain."""
     if scene.objects is None:
         return
     objects = scene.objects.values(piece)
     known = truth != IGNORE
-    for cls in np.unique(truth[known & (objects > 0)]).tolist():
-        counted = measured.objects.setdefault(cls, Panoptic())
+    for cls, counted in measured.objects.items():
         counted.add(np.where(truth == cls, objects, 0), called == cls, known)
 
 

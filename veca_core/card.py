@@ -105,6 +105,11 @@ class Score(_Part):
     pq: float | None = None
     """Panoptic quality, where the validation images tell objects apart."""
 
+    @property
+    def dice(self) -> dict[str, float]:
+        """Per class, 2 IoU / (1 + IoU): rounded to four digits, as IoU is."""
+        return {name: round(2 * iou / (1 + iou), 4) for name, iou in self.iou.items()}
+
 
 class Card(_Part):
     """A model's card: the whole of model.json."""

@@ -294,6 +294,11 @@ def test_train_and_evaluate_run_from_the_command_line(veca: Veca, tmp_path: Path
     said = veca("evaluate", model, tmp_path / "data", "--everything", "--out", tmp_path / "scores")
     assert said.status == 0, said.err
     assert veca("evaluate", model, recipe, "--record").status == 0
+    small = [f"--set=network.{field}" for field in ("stem=patch", "head=linear", "overrides={dim: 48, heads: 3}")]
+    small += [f"--set=schedule.{field}" for field in ("steps=1", "batch=1", "crop=32")]
+    done = veca("train", tmp_path / "data", "--out", tmp_path / "plain", *small, "--json")
+    assert json.loads(done.out)["step"] == 1
+    assert "schedule.stepz" in veca("train", tmp_path / "data", "--out", tmp_path, "--set", "schedule.stepz=1").line
     assert [line.split()[0] for line in said.out.splitlines()] == ["cores", "8", "16"]
     assert json.loads((model / "model.json").read_text(encoding="utf-8"))["scores"][1]["cores"] == 16
     assert (tmp_path / "scores" / "evaluation.png").is_file()

@@ -119,7 +119,7 @@ def test_a_distilled_encoder_sees_what_its_teacher_sees_and_more_so_with_time(da
 
 
 def test_a_linear_probe_leaves_the_encoder_as_it_is(data: Path, tmp_path: Path) -> None:
-    start = distill(described(data), tmp_path / "distilled", device="cpu")
+    start = distill(described(data, source="drawn discs"), tmp_path / "distilled", device="cpu")
     schedule = {**content()["schedule"], "freeze": True, "rate": 0.01}
     network = {"stem": "patch", "head": "linear", "pretrained": str(start)}
     trained = train(recipe(data, network=network, schedule=schedule, bands=BANDS), tmp_path / "probe", device="cpu")
@@ -127,7 +127,7 @@ def test_a_linear_probe_leaves_the_encoder_as_it_is(data: Path, tmp_path: Path) 
     ours = load_model(trained.folder)
     for name, value in ours.network.encoder.state_dict().items():
         assert torch.equal(value, encoder[name]), name
-    assert "started from encoder" in ours.card.data
+    assert ours.card.data == "; started from the encoder student, distilled from smp:resnet18 (drawn discs)"
 
 
 def test_a_vision_transformer_of_timm_teaches_its_class_token_and_patches() -> None:
@@ -179,6 +179,10 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, "sees 3 bands, and the images have 1"),
         ({"images": ["nowhere"]}, "there is no file or folder"),
         ({"images": []}, "needs images and at least one stage"),
+        ({"network": {"pretrained": "imagenet"}}, "starts from random weights, not from imagenet; leave out"),
+        ({"network": {"pretrained": "best", "keep": 0.5}}, "leave out network.pretrained and network.keep"),
+        ({"network": {"rival": "smp:Unet:resnet18"}}, "trains an encoder, not smp:Unet:resnet18; leave out"),
+        ({"augment": {"recolor": {5: "#8FA65A"}}}, "augment.recolor changes classes, and a distillation knows none"),
         ({"rate": 1e30}, "the loss became no number at step . lower the rate|the loss became no number"),
     ],
 )  # fmt: skip

@@ -61,6 +61,9 @@ def test_its_page_in_the_docs_is_that_of_its_card(name: str, tmp_path: Path, vec
     docs = Path(__file__).parents[2] / "docs" / "models"
     page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
     assert page == (docs / f"{name}.md").read_text(encoding="utf-8"), f"run veca models {name} --out docs/models"
+    for score in load_card(name).scores:
+        assert score.interval
+        assert f"| {score.mean_iou:.3f} | {score.interval[0]:.3f}-{score.interval[1]:.3f} |" in page
     for folder in (tmp_path, docs):
         with Image.open(folder / f"{name}-cores.png") as picture:
             assert picture.width > 300

@@ -25,10 +25,12 @@ from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
 from pipelines.optimiser import learning_rate, parameter_groups
-from pipelines.scenes import class_lookup, find_scenes, split_scenes
+from pipelines.scenes import Scene, class_lookup, find_scenes, split_scenes
 from pipelines.survey import measure_bands
 from pipelines.training import Run, remove_run
+from pipelines.truth import MaskTruth
 from pipelines.validation import validate
+from tiling.readers.array import ArraySource
 from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
 
 CPU = torch.device("cpu")
@@ -263,6 +265,30 @@ def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(
         recipe(data, network={"pretrained": "imagenet", "keep": 0.5})
 
 
+def test_a_model_with_another_head_gives_its_encoder_to_a_linear_probe(data: Path, tmp_path: Path) -> None:
+    drawing = {**content()["network"], "head": "unet"}
+    base = train(recipe(data, network=drawing), tmp_path / "base", device="cpu").folder
+    probe = {**content()["network"], "pretrained": str(base)}
+    schedule = {**content()["schedule"], "freeze": True}
+    done = train(recipe(data, network=probe, schedule=schedule), tmp_path / "probe", device="cpu").folder
+    theirs = load_model(base).network.encoder.state_dict()
+    for name, value in load_model(done).network.encoder.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_shipped_model_is_started_from_by_its_name(data: Path, tmp_path: Path) -> None:
+    start = {"preset": "tiny", "stem": "tu-tf_efficientnet_lite0", "head": "unet", "pretrained": "nuclei"}
+    begun = run(data, tmp_path, network=start)
+    theirs = load_model("nuclei").network.encoder.state_dict()
+    for name, value in begun.learner.network.encoder.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    assert begun.candidate.card.data.startswith("; started from the model nuclei (80 crops")
+    # A folder of that name beside the recipe goes before.
+    (data / "nuclei").mkdir()
+    assert recipe(data, network=start).network.pretrained == data / "nuclei"
+    (data / "nuclei").rmdir()
+
+
 def test_a_model_of_other_sizes_cannot_be_started_from(trained: Path, data: Path, tmp_path: Path) -> None:
     overrides = {**content()["network"]["overrides"], "layers": 3}
     start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
@@ -386,12 +412,17 @@ def test_there_is_one_score_for_each_budget(model: Model, data: Path, tmp_path: 
     assert result.held == model.card.validation == "held back: case2"
     table = result.table().splitlines()
     columns = ["cores", "mean", "IoU", "95", "%", "mean", "Dice", "border", "F1", "ECE"]
-    assert table[0].split() == [*columns, *result.scores[0].iou]
+    names = list(result.scores[0].iou)
+    assert table[0].split() == [*columns, *names, *(word for name in names for word in ("Dice", name))]
     assert [line.split()[0] for line in table[1:]] == ["8", "16"]
     written = write_evaluation(result, tmp_path / "scores")
     assert [p.name for p in written] == ["evaluation.json", "evaluation.png"]
     saved = json.loads(written[0].read_text(encoding="utf-8"))
     assert saved["scores"][0]["mean_iou"] == result.scores[0].mean_iou
+    dice = [saved["scores"][1]["dice"][name] for name in names]
+    assert dice == pytest.approx([2 * v / (1 + v) for v in result.scores[1].iou.values()], abs=1e-4)
+    assert result.scores[1].mean_dice == pytest.approx(np.mean(dice), abs=1e-4)
+    assert table[2].split()[-len(names) :] == [f"{v:.3f}" for v in dice]
     assert width(written[1]) > 300
 
 
@@ -416,19 +447,32 @@ def test_recorded_scores_are_in_the_card(trained: Path, model: Model, data: Path
     result = evaluate(load_model(copy), recipe(data).data, device="cpu")
     record_scores(load_model(copy), result)
     assert load_card(copy).scores == result.scores
-    # Some budgets take the place of theirs alone; other scenes take the place of all; scenes that may have been learned
-    # from are not recorded.
+    # Some budgets take the place of theirs alone; scenes that may have been learned from are not recorded.
     some = evaluate(load_model(copy), recipe(data).data, cores=[8], device="cpu")
     worse = some.scores[0].model_copy(update={"mean_iou": 0.1})
     record_scores(load_model(copy), dataclasses.replace(some, scores=(worse,)))
     assert load_card(copy).scores == (worse, result.scores[1])
-    record_scores(load_model(copy), dataclasses.replace(some, held="held back: other"))
-    assert (load_card(copy).scores, load_card(copy).validation) == (some.scores, "held back: other")
+    with pytest.raises(RequestError, match=r"trained with other scenes \(held back: case2\) than this recipe has"):
+        record_scores(load_model(copy), dataclasses.replace(some, held="held back: other"))
+    assert load_card(copy).validation == "held back: case2"
     with pytest.raises(RequestError, match="a card records what held-back scenes gave; leave out --everything"):
         record_scores(load_model(copy), dataclasses.replace(some, held=""))
     record_scores(load_model(copy), result)
     assert load_card(copy).score(8) == result.scores[0]
     assert load_model(copy).digest != model.digest
+
+
+def test_scores_of_another_recipes_scenes_are_not_recorded_and_none_is_scored(
+    trained: Path, data: Path, veca: Any
+) -> None:
+    recipe(data)
+    before = load_card(trained / "best")
+    said = veca(
+        "evaluate", trained / "best", data / "recipe.yaml", "--record", "--set", "data.validate_on=[case0]",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert "(held back: case2) than this recipe has (held back: case0), and may have learned from these" in said.line
+    assert load_card(trained / "best") == before
 
 
 @pytest.mark.parametrize("budgets", [[7], [8, 24], [0]])
@@ -502,3 +546,33 @@ def test_objects_are_scored_where_they_are_told_apart(model: Model, tmp_path: Pa
     score = evaluate(model, recipe(data, data=described).data, cores=[8], device="cpu").scores[0]
     assert score.pq is not None
     assert 0 <= score.pq <= 1
+
+
+def test_objects_that_are_called_where_a_scene_has_none_count(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first scene's one object is called as it is; the second has none, and two are called there."""
+    truths = np.zeros((2, 20, 30), np.uint8)
+    truths[0, 4:9, 4:9] = 1
+    scenes = []
+    for i, truth in enumerate(truths):
+        picture = ArraySource(np.zeros((20, 30, 3), np.uint8))
+        whole = Scene.whole(str(i), str(i), picture, ArraySource(truth))
+        scenes.append(dataclasses.replace(whole, objects=MaskTruth(ArraySource(truth.astype(np.uint16)), whole.view)))
+
+    def quality(*invented: tuple[slice, slice]) -> float | None:
+        called = truths.copy()
+        for place in invented:
+            called[1][place] = 1
+
+        def say(_predictor: Any, scene: Scene, _grid: Any, _piece: Any) -> tuple[Any, Any]:
+            return called[int(scene.name)], np.ones((20, 30), np.float32)
+
+        monkeypatch.setattr("pipelines.validation._called", say)
+        measured = validate(
+            network, scenes, class_lookup([0, 1], ()), CPU, cores=8, window=64, multiple=16, thorough=True
+        )
+        assert list(measured.objects) == [1]
+        return measured.score(8, ["background", "nucleus"]).pq
+
+    network = build(architecture(recipe(data).network, 3), load_card("nuclei").bands, 2)
+    assert quality() == 1.0
+    assert quality(np.s_[2:4, 2:4], np.s_[10:12, 20:22]) == 0.5
