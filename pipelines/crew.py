@@ -58,7 +58,7 @@ class Crew:
             ticket=self.ticket,
             device=options.device,
             out=str(out.absolute()),
-            inputs=tuple(sorted({str(Path(image).absolute().parent) for image in images if not _is_address(image)})),
+            inputs=_folders(images),
         )
         self._looking = threading.Lock()
 
@@ -130,6 +130,8 @@ class Crew:
                 continue
             planner = min(slow or rooms, key=lambda address: rooms[address])
             memory = max(1, self.members[planner].held + min(rooms.values()))
+            if wishes.memory:  # may be less: what is left beside an image that is decoded whole
+                memory = min(memory, wishes.memory)
             asked = replace(wishes, device=self.device, memory=memory)
             answer = self._run(worker.plan_here, network, image, full_cores, best_window, asked, among=[planner])
             plan = answer.get(planner)
@@ -239,6 +241,12 @@ def _reason(answer: Any) -> str:
         return "it cannot keep the model that was sent to it"
     words = " ".join(str(answer).split())
     return words if isinstance(answer, UnfitError) else f"{type(answer).__name__}: {words}"
+
+
+def _folders(images: Sequence[str | Path]) -> tuple[str, ...]:
+    """Where the images lie: only what is seen here can be asked of workers. An image elsewhere fails by itself."""
+    folders = {Path(image).absolute().parent for image in images if not _is_address(image)}
+    return tuple(sorted(str(folder) for folder in folders if folder.exists()))
 
 
 def _is_address(image: object) -> bool:

@@ -13,6 +13,10 @@ import torch
 
 from pipelines.errors import RequestError
 
+OWN_GROUPS: Final = Path("/proc/self/cgroup")
+"""The control groups of this process, a line each: number:controllers:/name."""
+GROUPS_V2: Final = Path("/sys/fs/cgroup")
+GROUPS_V1: Final = Path("/sys/fs/cgroup/memory")
 UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -32,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on a CPU the less of what the machine and its control group leave."""
+    """Bytes that are free on the device; on a CPU the less of what the machine and its control groups leave."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
         return int(torch.cuda.mem_get_info(device)[0]) + kept
@@ -64,16 +68,35 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _cgroup_free() -> int:
-    """What the control group of this process still allows, version 2 then 1; unlimited where there is none."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if os.access(limit, os.R_OK) and os.access(used, os.R_OK):
-            allowed = Path(limit).read_text(encoding="ascii").strip()
+def _cgroup_free(own: Path = OWN_GROUPS, v2: Path = GROUPS_V2, v1: Path = GROUPS_V1) -> int:
+    """Bytes that the control groups of this process, and all above them, still allow; unlimited where none is set."""
+    groups = _memory_groups(own)
+    return min((_room(folder) for root, name in ((v2, groups[0]), (v1, groups[1])) for folder in _upwards(root, name)))
+
+
+def _memory_groups(own: Path) -> tuple[str, str]:
+    """Names of the groups that bound this process's memory, of version 2 and of version 1; roots where nothing says."""
+    names = ["/", "/"]
+    for line in own.read_text(encoding="utf-8").splitlines() if os.access(own, os.R_OK) else ():
+        number, controllers, name = line.split(":", 2)
+        if number == "0" or "memory" in controllers.split(","):
+            names[number != "0"] = name
+    return names[0], names[1]
+
+
+def _upwards(root: Path, name: str) -> list[Path]:
+    """The folder of a group, those of the groups above it, and the root. A container may see the root alone."""
+    parts = name.strip("/").split("/")
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _room(group: Path) -> int:
+    """Bytes that one group still allows; unlimited where it has no bound."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        if os.access(group / limit, os.R_OK) and os.access(group / used, os.R_OK):
+            allowed = (group / limit).read_text(encoding="ascii").strip()
             if allowed.isdigit():
-                held = int(Path(used).read_text(encoding="ascii")) - _page_cache(Path(used).with_name("memory.stat"))
+                held = int((group / used).read_text(encoding="ascii")) - _page_cache(group / "memory.stat")
                 return max(0, int(allowed) - held)
     return 2**63
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipelines.inference import autocast, fast_precision
 from pipelines.optimiser import learning_rate
 from pipelines.progress import Report, quiet
 from pipelines.scenes import IGNORE, Scene
+from pipelines.steps import not_finite
 from pipelines.survey import measure_bands
 from pipelines.teacher import Teacher, load_teacher
 from tiling import Box, Spacing, View, open_image
@@ -89,7 +89,7 @@ def distill(
 ) -> Path:
     """Trains the encoder that a recipe says, into out/encoder; a stopped run goes on where its last checkpoint was.
 
-    Raises RequestError for a teacher or images that do not fit, or a loss that is no number.
+    Raises RequestError for a teacher or images that do not fit, or a loss or gradients that are no numbers.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -137,10 +137,6 @@ class Distillation:
         for pixels in self.batches():
             cores = self.draw_cores()
             found = self.learn(pixels, cores)
-            if not math.isfinite(float(found.total.detach())):
-                raise RequestError(
-                    f"the loss became no number at step {self.step}; lower the rate ({self.recipe.rate})"
-                )
             if self.step % self.recipe.save_every == 0 or self.step == self.recipe.steps:
                 self.milestone(found, cores)
 
@@ -173,7 +169,7 @@ class Distillation:
         return int(rng.choice(self.student.config.budgets, p=weights / weights.sum()))
 
     def learn(self, pixels: Tensor, cores: int) -> Losses:
-        """One step of both optimisers."""
+        """One step of both optimisers; RequestError, and no step, where loss or gradients are no finite numbers."""
         self.student.train()
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         rate = learning_rate(self.step, self.schedule)
@@ -187,11 +183,19 @@ class Distillation:
             for group in optimiser.param_groups:
                 group["lr"] = rate
         found.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        if wrong := not_finite(float(found.total.detach()), float(norm)):
+            raise RequestError(f"{wrong} at step {self.step + 1}: {self.way_on()}")
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
         return found
+
+    def way_on(self) -> str:
+        """What to do when a step fails. Another rate is another recipe, which cannot go on in this folder."""
+        advice = f"lower the rate ({self.recipe.rate})"
+        kept = self.out / ENCODER
+        return f"{advice} and give another --out; {kept} is kept" if (self.out / STATE).is_file() else advice
 
     def milestone(self, found: Losses, cores: int) -> None:
         """Logs, keeps the encoder, and writes a checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +42,8 @@ class Learner:
         self.thrift = Thrift()
         self.called: nn.Module = self.network
         """What a batch goes through: the network, or DDP around it."""
+        self.norm = 0.0
+        """Of the last step's gradients, before they were clipped."""
 
     @property
     def size(self) -> str:
@@ -79,7 +82,10 @@ class Learner:
             self.called = DistributedDataParallel(self.network, find_unused_parameters=self.candidate.idle)
 
     def learn(self, images: Tensor, target: Tensor, cores: int, step: int) -> float:
-        """One optimiser step on this process's share of a batch; returns the loss of the whole one."""
+        """One optimiser step on this process's share of a batch; returns the loss of the whole one.
+
+        Where that or the gradients' `norm` is no finite number, weights and running mean stay as they were.
+        """
         self.network.train()
         if self.candidate.frozen is not None:
             self.candidate.frozen.eval()
@@ -96,13 +102,18 @@ class Learner:
                 loss = self.loss_of(pixels.to(self.device), classes.to(self.device), cores) / len(parts)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), 1.0))
+        if not not_finite(total, self.norm):
+            self.change_weights(step)
+        return total
+
+    def change_weights(self, step: int) -> None:
+        """By the gradients; their running mean follows."""
         self.optimiser.step()
         if step + 1 > self.schedule.warmup:
             self.average.update_parameters(self.network)
         else:
             self.average.module.load_state_dict(self.network.state_dict())
-        return total
 
     def loss_of(self, images: Tensor, target: Tensor, cores: int) -> Tensor:
         """Of all processes' crops together."""
@@ -121,3 +132,11 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part in ("network", "average", "optimiser"):
             getattr(self, part).load_state_dict(state[part])
+
+
+def not_finite(loss: float, norm: float) -> str:
+    """What became no finite number in a step, the loss or the gradients' norm, in words; empty where both are."""
+    for name, value in (("the loss", loss), ("the gradients", norm)):
+        if not math.isfinite(value):
+            return f"{name} became {value}"
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from pipelines.errors import RequestError
 from pipelines.optimiser import learning_rate
 from pipelines.progress import Report, quiet
 from pipelines.scenes import Split, check_masks, class_lookup, find_scenes, held_back, split_scenes
-from pipelines.steps import Learner
+from pipelines.steps import Learner, not_finite
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.survey import doubts, measure_bands
 from pipelines.team import ALONE, Team
@@ -72,7 +71,8 @@ def train(
 
     Leaves out/best (the model), out/summary.html, log.csv and pictures, and training.pt (to go on from). Within
     `memory` bytes a batch goes through in parts, or blocks are computed twice. A `team` shares each batch, and its
-    first process writes. Raises RequestError for data that does not fit the recipe, or a loss that is no number.
+    first process writes. Raises RequestError for data that does not fit the recipe, or a loss or gradients that are no
+    numbers.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -176,11 +176,8 @@ class Run:
             cores = self.draw_cores()
             self.losses.append(self.learner.learn(images, target, cores, self.step))
             self.step += 1
-            if not math.isfinite(self.losses[-1]):
-                kept = f"; the model of step {self.best_step} is kept" if self.best_step else ""
-                raise RequestError(
-                    f"the loss became {self.losses[-1]} at step {self.step}: lower the rate ({schedule.rate}){kept}"
-                )
+            if wrong := not_finite(self.losses[-1], self.learner.norm):
+                raise RequestError(f"{wrong} at step {self.step}: {self.way_on()}")
             if self.step % 10 == 0:
                 self.report(f"step {self.step}/{schedule.steps}  loss {np.mean(self.losses[-10:]):.4f}")
             if self.step % schedule.validate_every == 0 or self.step == schedule.steps:
@@ -189,6 +186,18 @@ class Run:
             elif time.monotonic() - saved > SAVE_EVERY:
                 self.save_checkpoint()
                 saved = time.monotonic()
+
+    def way_on(self) -> str:
+        """What to do when a step fails. Another rate is another recipe, which cannot go on in this folder."""
+        advice = f"lower the rate ({self.recipe.schedule.rate})"
+        if (self.out / STATE).is_file():
+            advice += " and give another --out"
+        if not self.best_step:
+            return advice
+        advice += f"; the model of step {self.best_step} is kept"
+        if self.recipe.network.rival:
+            return advice
+        return f"{advice}, and --set network.pretrained={(self.out / BEST).resolve()} goes on from it"
 
     @property
     def stale(self) -> bool:

@@ -24,7 +24,7 @@ REACH = 128
 
 
 def shore(mask: NDArray[np.uint8], reach: int = REACH) -> NDArray[np.uint8]:
-    """(H, W) land cover -> water, near and far; unknown stays unknown, and so do pixels whose view the edge cuts off."""
+    """(H, W) land cover -> water, near and far; unknown are also pixels whose surroundings the image does not show."""
     water = mask == WATER
     distance = distance_transform_edt(~water) if water.any() else np.full(mask.shape, np.inf)
     inside = np.zeros(mask.shape, np.bool_)
@@ -44,8 +44,9 @@ def main() -> None:
         made = shore(np.asarray(Image.open(path)))
         counts += np.bincount(made.ravel(), minlength=4)
         Image.fromarray(made).save(given.out / path.name)
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(("unknown", "water", "near", "far"), counts / counts.sum(), strict=True))
-    sys.stdout.write(f"{shares}\n")
+    names = ("unknown", "water", "near", "far")
+    shares = [f"{name} {share:.0%}" for name, share in zip(names, counts / counts.sum(), strict=True)]
+    sys.stdout.write(f"{', '.join(shares)}\n")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         ({"network": {"pretrained": "best", "keep": 0.5}}, "leave out network.pretrained and network.keep"),
         ({"network": {"rival": "smp:Unet:resnet18"}}, "trains an encoder, not smp:Unet:resnet18; leave out"),
         ({"augment": {"recolor": {5: "#8FA65A"}}}, "augment.recolor changes classes, and a distillation knows none"),
-        ({"rate": 1e30}, "the loss became no number at step . lower the rate|the loss became no number"),
+        ({"rate": 1e30}, r"(loss|gradients) became (nan|inf) at step \d: lower the rate \(1e\+30\)$"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_said(data: Path, tmp_path: Path, changed: dict[str, Any], reason: str) -> None:

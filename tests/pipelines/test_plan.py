@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.choices import choices, describe, table
-from pipelines.device import choose_device, format_bytes, parse_bytes
+from pipelines.device import _cgroup_free, choose_device, format_bytes, parse_bytes
 from pipelines.errors import RequestError
 from pipelines.planner import BLOCKS, Pace, Plan, Wishes, core_choices, make_plan, operations, predict
 from tiling import Grid, Size
@@ -106,6 +107,48 @@ def test_choices_show_what_fewer_cores_and_smaller_windows_would_give() -> None:
     assert len(lines) == len(rows) + 1
     assert sum(line.startswith("->") for line in lines) == 1
     assert sum("not recorded" in line for line in lines) == sum(r.mean_iou is None for r in rows)
+
+
+def grouped(root: Path, groups: dict[str, tuple[str, int, int]], names: tuple[str, str]) -> None:
+    """Control groups as the kernel shows them: by folder their bound, bytes used, and bytes of those that are cache."""
+    for name, (bound, used, cache) in groups.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / names[0]).write_text(f"{bound}\n")
+        (root / name / names[1]).write_text(f"{used}\n")
+        (root / name / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+
+V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "none"),
+    [(V2, "0::/slurm/job/step", "max"), (V1, "4:cpu,memory:/slurm/job/step", "9223372036854771712")],
+)
+def test_the_tightest_control_group_from_ones_own_up_to_the_root_counts(
+    tmp_path: Path, names: tuple[str, str], line: str, none: str
+) -> None:
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    own.write_text(f"9:name=systemd:/elsewhere\n{line}\n")
+    roots = (root, tmp_path / "no") if names == V2 else (tmp_path / "no", root)
+    none_set = {"slurm/job/step": (none, 9, 0), "slurm/job": (none, 9, 0), "other": ("5", 0, 0)}
+    grouped(root, none_set, names)
+    assert _cgroup_free(own, *roots) > 2**62
+    grouped(root, {"slurm/job": ("1000", 700, 200), "slurm": ("2000", 900, 0)}, names)
+    assert _cgroup_free(own, *roots) == 500, "what is cached of files goes back when it is needed"
+    grouped(root, {"slurm": ("2000", 1900, 0)}, names)
+    assert _cgroup_free(own, *roots) == 100, "neighbours in the group above use it up"
+    grouped(root, {"slurm/job/step": ("300", 400, 0)}, names)
+    assert _cgroup_free(own, *roots) == 0
+
+
+def test_a_container_sees_its_own_bound_at_the_root(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/docker/0123\n")
+    grouped(tmp_path / "root", {"": ("1000", 400, 0)}, V2)
+    assert _cgroup_free(own, tmp_path / "root", tmp_path / "no") == 600
+    assert _cgroup_free(tmp_path / "no", tmp_path / "root", tmp_path / "no") == 600
+    assert _cgroup_free(tmp_path / "no", tmp_path / "no", tmp_path / "no") == 2**63
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU here")
