@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torchvision.transforms import v2
 
 from pipelines.config import AugmentRecipe
 from pipelines.recolor import Recolor
+
+NOISE: Final = 8.0
+"""Largest deviation of the noise, of RGB's 256 steps."""
 
 
 class Augment:
@@ -44,7 +47,7 @@ class Augment:
         self.noise = Compose(
             [
                 RandGaussianSmoothd(("image",), (0.3, 1.2), (0.3, 1.2), prob=noise),
-                RandGaussianNoised(("image",), prob=noise, std=8.0),
+                RandGaussianNoised(("image",), prob=noise, std=NOISE),
             ]
         )
         color = recipe.color
@@ -71,7 +74,10 @@ class Augment:
         pixels, classes = (v2.functional.center_crop(_plain(crop[key]), [self.crop] * 2) for key in ("image", "mask"))
         if self.recolor is not None and len(pixels) == 3 and image.dtype == np.uint8:
             pixels = self.recolor(pixels, classes[0], rng)
-        pixels = _plain(self.noise({"image": self.colored(pixels, image.dtype, rng)})["image"])
+        pixels = self.colored(pixels, image.dtype, rng)
+        # Other numbers than 8-bit ones have any scale: the deviation of a crop's counts as 64 of RGB's steps.
+        scale = 1.0 if image.dtype == np.uint8 else float(pixels.std().clamp_min(1e-12)) / 64
+        pixels = _plain(self.noise({"image": pixels / scale})["image"]) * scale
         return pixels.contiguous(), classes[0].long()
 
     def colored(self, pixels: Tensor, dtype: np.dtype[Any], rng: np.random.Generator) -> Tensor:

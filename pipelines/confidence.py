@@ -14,6 +14,8 @@ from veca_core import Model
 
 LAYERS: Final = ("probability", "uncertainty")
 """Exports that need an array beside the labels."""
+ROWS: Final = 64
+"""Rows of a block that become bytes at once."""
 
 
 def wanted_layers(model: Model, cores: int, exports: Sequence[str]) -> tuple[Layer, ...]:
@@ -43,10 +45,30 @@ def layer_values(prediction: Prediction, layers: Sequence[str]) -> dict[str, NDA
     """The bytes of each layer of one block, (channels, h, w)."""
     if not layers:
         return {}
-    channels = prediction.channels()
+    seen, more = prediction.seen, len(prediction.stitched.sums) - prediction.classes
+    counts = {"probability": prediction.classes, "uncertainty": 1 + more}
+    result = {name: np.empty((counts[name], *seen.shape), np.uint8) for name in layers}
+    for top in range(0, len(seen), ROWS):
+        rows = slice(top, top + ROWS)
+        for name, values in _some_rows(prediction, rows).items():
+            if name in result:
+                result[name][:, rows] = quantised(values, seen[rows])
+    return result
+
+
+def _some_rows(prediction: Prediction, rows: slice) -> dict[str, NDArray[np.float32]]:
+    """Both layers of some rows, as numbers 0..1."""
+    channels = prediction.channels(rows)
     probabilities, disagreement = channels[: prediction.classes], channels[prediction.classes :]
-    values = {
+    return {
         "probability": probabilities,
         "uncertainty": np.concatenate([entropy(probabilities)[None], disagreement]),
     }
-    return {name: quantised(values[name], prediction.seen) for name in layers}
+
+
+def planned_classes(classes: int, exports: Sequence[str]) -> int:
+    """What planning counts for a run that keeps layers: the disagreement is stitched like another class, and a block's
+    layers are bytes, a quarter of what is stitched."""
+    layers = [name for name in LAYERS if name in exports]
+    kept = classes * ("probability" in layers) + 2 * ("uncertainty" in layers)
+    return classes + ("uncertainty" in layers) + -(-kept // 4)

@@ -45,9 +45,9 @@ class Prediction:
         """(classes, h, w), tapered mean over the windows; zero where nothing was seen."""
         return self.channels()[: self.classes]
 
-    def channels(self) -> NDArray[np.float32]:
-        """(channels, h, w) all that was stitched; zero where nothing was seen."""
-        return self.stitched.mean() * self.seen
+    def channels(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """(channels, h, w) all that was stitched, of some rows or all; zero where nothing was seen."""
+        return self.stitched.mean(rows) * self.seen[rows]
 
     def labels(self, values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
         """(h, w) the value of the most probable class, the first of equals; `nodata` where nothing was seen."""

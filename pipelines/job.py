@@ -27,16 +27,18 @@ from pipelines.bundle import (
     image_fingerprint,
 )
 from pipelines.choices import Choice, choices
+from pipelines.confidence import planned_classes
 from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.pace import measure_pace
 from pipelines.peak import peak_memory
-from pipelines.planner import Plan, Planner, Wishes, check_overlap, halvings, make_plan
+from pipelines.planner import Plan, Planner, Wishes, check_overlap, halvings, make_plan, predict
 from pipelines.room import plan_with_room
 from tiling import Grid, Source, Spacing, View, storage
 from tiling.exports import EXPORTS
 from tiling.readers.opened import listed
 from veca_core import Model
+from veca_core.memory import NetworkSize
 from veca_core.model import network_size
 
 PLAN: Final = "plan.json"
@@ -123,7 +125,7 @@ class Job:
             wishes = replace(wishes, time=options.time, pace=pace)
         seen = image_fingerprint(source.path)
         asked = request(seen, model, options)
-        fresh = plan_with_room(source, planner, network_size(model.network), view.size, full, window, wishes)
+        fresh = plan_with_room(source, planner, planned_size(model, options), view.size, full, window, wishes)
         plan = fresh if options.overwrite else remembered_plan(folder, asked, fresh)
         grid = Grid.over(view.size, plan.window, plan.overlap, model.network.encoder.config.patch)
         mark = fingerprint(asked, plan)
@@ -144,7 +146,14 @@ class Job:
         wished = self.options.overlap
         overlap = check_overlap(smaller[0], patch, None if wished is None else min(wished, smaller[0] // 2))
         reason = f"memory ran out with a window of {plan.window} px"
-        plan = replace(plan, window=smaller[0], overlap=overlap, batch=1, reason=reason)
+        size, device = planned_size(self.model, self.options), torch.device(plan.device)
+        was, now = (
+            predict(size, self.view.size, window, batch, plan.cores, plan.block, device, plan.chunk)
+            for window, batch in ((plan.window, plan.batch), (smaller[0], 1))
+        )
+        plan = replace(
+            plan, window=smaller[0], overlap=overlap, batch=1, reason=reason, predicted=plan.predicted - was + now
+        )
         grid = Grid.over(self.view.size, plan.window, plan.overlap, patch)
         return replace(self, plan=plan, grid=grid, fingerprint=fingerprint(self.request, plan))
 
@@ -167,7 +176,7 @@ class Job:
         """The plan among those that were not chosen."""
         scores = {score.cores: score.mean_iou for score in self.model.card.scores}
         budgets = self.model.network.encoder.config.budgets
-        return choices(network_size(self.model.network), self.view.size, budgets, scores, self.plan)
+        return choices(planned_size(self.model, self.options), self.view.size, budgets, scores, self.plan)
 
     @property
     def blocks(self) -> int:
@@ -229,6 +238,12 @@ class Job:
             damage=damage.records(source),
             versions=versions(),
         )  # fmt: skip
+
+
+def planned_size(model: Model, options: Options) -> NetworkSize:
+    """The numbers that memory planning needs, for a run with these exports."""
+    size = network_size(model.network)
+    return replace(size, classes=planned_classes(size.classes, options.exports))
 
 
 def searches_tissue(source: Source, model: Model, options: Options) -> bool:

@@ -52,6 +52,14 @@ class Team:
         gathered: Tensor = _Gather.apply(mine, self)
         return gathered
 
+    def agreed(self, mine: Value) -> Value:
+        """What the first process has."""
+        if self.size == 1:
+            return mine
+        said = [mine]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:

@@ -162,7 +162,8 @@ class Run:
             crop = torch.zeros(1, len(self.bands.names), side, side)
             weights = sum(p.numel() * p.element_size() for p in self.learner.network.parameters() if p.requires_grad)
             share = self.recipe.schedule.batch // self.team.size
-            thrift = plan_thrift(self.learner.saved(crop), weights, share, memory)
+            # One plan for all: parts of unequal size would wait for each other for ever.
+            thrift = self.team.agreed(plan_thrift(self.learner.saved(crop), weights, share, memory))
             self.report(f"plan: {thrift}")
         self.learner.settle(thrift)
 

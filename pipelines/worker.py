@@ -58,7 +58,7 @@ class NeedsModelError(Exception):
 
 
 class NotJoinedError(Exception):
-    """The worker came later and was not asked yet whether it is what the client expects."""
+    """The worker came later and was not asked yet whether it is what the client expects, or lost the model since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ def join(call: Call, worker: Worker) -> Member:
     except Exception as error:
         raise UnfitError(str(error)) from error
     model = load(call.ticket, device)
+    _JOINED.add((call.ticket.digest, device))
     held = resident() if device == "cpu" else 0
     limit = worker.memory_manager.memory_limit if device == "cpu" else None
     pool = socket.gethostname() if device == "cpu" else f"{socket.gethostname()} {_gpu()}"
@@ -206,6 +207,8 @@ _SENT: Final[dict[str, Path]] = {}
 """Digest -> where this process keeps the model that was sent."""
 _MODELS: Final[dict[tuple[str, str], Model]] = {}
 """(digest, device) -> a model of a run that this process takes part in; the last few are kept."""
+_JOINED: Final[set[tuple[str, str]]] = set()
+"""(digest, device) of all runs that this process has joined."""
 _LOADING: Final = threading.Lock()
 
 
@@ -230,11 +233,13 @@ def _find(ticket: ModelTicket, device: str) -> Model:
 
 
 def joined(ticket: ModelTicket, device: str) -> Model:
-    """The model, on a worker that has joined."""
+    """The model, on a worker that has joined; loaded again where other runs took its place meanwhile."""
+    if (ticket.digest, device) not in _JOINED:
+        raise NotJoinedError("the worker was not asked yet whether it fits this run")
     try:
-        return _MODELS[ticket.digest, device]
-    except KeyError:
-        raise NotJoinedError from None
+        return load(ticket, device)
+    except NeedsModelError:
+        raise NotJoinedError("the worker has lost the model that was sent to it") from None
 
 
 def plan_here(network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes, _: Worker) -> Plan:

@@ -84,11 +84,11 @@ class Stitcher:
         """(h, w): True where at least one window fell."""
         return self.totals > 0
 
-    def mean(self) -> NDArray[np.float32]:
-        """(classes, h, w) the tapered mean; zero where no window fell."""
-        totals = self.totals.copy()
+    def mean(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """(classes, h, w) the tapered mean, of some rows or all; zero where no window fell."""
+        totals = self.totals[rows].copy()
         totals[totals == 0] = 1
-        mean: NDArray[np.float32] = self.sums / totals
+        mean: NDArray[np.float32] = self.sums[:, rows] / totals
         return mean
 
     def argmax(self, classes: int | None = None) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(config.in_channels, config.dim, config.patch, config.patch)
         self.norm = nn.LayerNorm(config.dim) if config.patch_norm else nn.Identity()
-        self.strides = tuple(2**i for i in range(1, int(math.log2(config.patch))))
+        self.strides = tuple(2**i for i in range(1, int(math.log2(config.patch))) if config.patch % 2**i == 0)
         self.skip_channels = (config.in_channels,) * len(self.strides)
 
     def forward(self, images: Tensor, scale: Scale | None = None, skips: bool = True, chunk: int = 2048) -> Stemmed:
@@ -177,4 +177,19 @@ def _smp_encoder(name: str, in_channels: int, depth: int) -> Any:
         # timm keeps, and computes, the stages behind the last one that is asked for.
         last = max(body.model._stage_out_idx)
         del body.model.blocks[last:]
+    else:
+        _freeze_idle(body, in_channels)
     return body
+
+
+def _freeze_idle(body: nn.Module, in_channels: int) -> None:
+    """Freezes the weights of an encoder that no map depends on: other libraries keep the stages behind the last one."""
+    training, side = body.training, 2**DEEPEST
+    named = {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
+    with torch.enable_grad():
+        maps = body.eval()(torch.zeros(1, in_channels, side, side))
+        reached = sum(found.sum() for found in maps if found.requires_grad)
+    gradients = torch.autograd.grad(reached, list(named.values()), allow_unused=True)
+    for weight, gradient in zip(named.values(), gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
+    body.train(training)

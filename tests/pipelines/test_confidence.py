@@ -19,6 +19,7 @@ from rio_cogeo import cog_validate
 
 from pipelines import Bundle, Options, convert, segment
 from pipelines.inference import autocast, fast_precision
+from pipelines.job import Job
 from tiling import NODATA, Spacing, open_image
 from tiling.canvas import Canvas
 from tiling.layers import STEPS, entropy, mean2, quantised
@@ -231,3 +232,14 @@ def test_bytes_stand_for_what_they_say() -> None:
     np.testing.assert_allclose(stored[:, seen] / STEPS, values[:, seen], atol=0.5 / STEPS + 1e-6)
     assert entropy(np.array([[[1.0]], [[0.0]]], np.float32))[0, 0] == pytest.approx(0, abs=1e-6)
     assert entropy(np.full((5, 1, 1), 0.2, np.float32))[0, 0] == pytest.approx(1)
+
+
+def test_the_plan_of_a_run_counts_what_lies_beside_its_labels(model: Model, tmp_path: Path) -> None:
+    pixels = np.zeros((3000, 3000, 3), np.uint8)
+    plain, beside = (
+        Job.prepare(open_image(pixels), model, tmp_path, options(exports=exports, cores=64)).plan
+        for exports in (("mask",), ("mask", *BOTH))
+    )
+    classes, block = len(model.card.classes), beside.block**2
+    assert beside.block == plain.block
+    assert beside.predicted - plain.predicted >= block * (4 + classes + 2), "the disagreement's sums, and the bytes"

@@ -214,3 +214,14 @@ def test_all_crops_of_a_batch_have_one_side_and_batches_all_of_them(scenes: tupl
     sides = [[data[4 * step + i][1].shape[0] for i in range(4)] for step in range(24)]
     assert all(len(set(batch)) == 1 for batch in sides)
     assert {batch[0] for batch in sides} == {32, 48, 64}
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1e-3), (np.float32, 1.0), (np.uint16, 2e4)])
+def test_noise_is_as_strong_as_the_numbers_differ(dtype: type, scale: float) -> None:
+    pixels = (np.random.default_rng(0).random((64, 64, 4)) * scale).astype(dtype)
+    change = Augment(AugmentRecipe(zoom=0, rotate=0, color=0, blur=1), 64)
+    found = []
+    for seed in range(20):
+        crop, _ = change(pixels, np.zeros((64, 64), np.uint8), np.random.default_rng(seed))
+        found.append(abs(float(crop.std()) / float(pixels.std()) - 1))
+    assert 0.001 < max(found) < 1, "blurred or noisy, but neither untouched nor drowned"

@@ -26,9 +26,11 @@ from PIL import Image
 from places import model, seeded_network
 
 from pipelines import Bundle, Options, segment, segment_all
+from pipelines.crew import _folders
 from pipelines.distribute import AHEAD, Team, cut
 from pipelines.errors import RequestError
 from pipelines.segmentation import Failure
+from pipelines.worker import ModelTicket, NotJoinedError, joined
 from tiling import ImageError, Size
 from tiling.grid import blocks
 from veca_core import Model, load_model, save_model
@@ -38,6 +40,24 @@ if TYPE_CHECKING:
 
 VECA = Path(sys.executable).with_name("veca")
 PLAIN = Options(device="cpu", exports=("mask", "areas", "preview", "probability", "uncertainty"))
+
+
+def test_workers_are_asked_only_about_folders_that_are_seen_here(tmp_path: Path) -> None:
+    assert _folders([tmp_path / "a.png", tmp_path / "gone" / "b.png", "s3://bucket/c.tif"]) == (str(tmp_path),)
+
+
+def test_a_model_that_other_runs_displaced_is_loaded_again(used: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = ModelTicket(str(used.folder), used.digest)
+    with pytest.raises(NotJoinedError, match="was not asked yet whether it fits this run"):
+        joined(ticket, "cpu")
+    monkeypatch.setattr("pipelines.worker._JOINED", {(used.digest, "cpu")})
+    first = joined(ticket, "cpu")
+    assert joined(ticket, "cpu") is first
+    monkeypatch.setattr("pipelines.worker._MODELS", {})
+    assert joined(ticket, "cpu").digest == first.digest
+    monkeypatch.setattr("pipelines.worker._MODELS", {})
+    with pytest.raises(NotJoinedError, match="has lost the model"):
+        joined(ModelTicket("nowhere", used.digest), "cpu")
 
 
 @pytest.fixture(scope="module")

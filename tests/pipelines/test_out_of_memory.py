@@ -15,8 +15,9 @@ from torch import Tensor
 from pipelines import Bundle, Options, segment, segment_all
 from pipelines.errors import RequestError
 from pipelines.inference import Predictor
+from pipelines.job import Job
 from pipelines.segmentation import Failure
-from tiling import Grid, View
+from tiling import Grid, View, open_image
 from tiling.readers.array import ArraySource
 from veca_core import Model
 
@@ -67,6 +68,8 @@ def test_where_one_window_does_not_fit_the_image_is_done_with_smaller_ones(tmp_p
     found = bundle.labels()
     assert np.array_equal(found.read(found.size.box), expected(300, 203))
     assert bundle.run.plan.window == 128
+    with open_image(image) as source:  # type: ignore[attr-defined]
+        assert bundle.run.plan.predicted < Job.prepare(source, used, tmp_path / "new", PLAIN).plan.predicted
     assert bundle.run.steps_down == (
         "out of memory on cpu: window 512 px -> 256 px, started anew",
         "out of memory on cpu: window 256 px -> 128 px, started anew",

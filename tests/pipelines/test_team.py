@@ -49,7 +49,8 @@ def test_two_processes_give_what_one_gives_with_the_same_batches(
 ) -> None:
     monkeypatch.setattr("pipelines.steps.fast_precision", lambda device: torch.float32)  # noqa: ARG005
     one = train(recipe(data, network=NETWORK, schedule=SCHEDULE), tmp_path / "one", device="cpu")
-    said = torchrun(2, "train", data / "recipe.yaml", "--out", tmp_path / "two", "--device", "cpu")
+    shared = ("train", data / "recipe.yaml", "--out", tmp_path / "two", "--device", "cpu", "--memory", "100GiB")
+    said = torchrun(2, *shared)
     assert said.returncode == 0, said.stderr
     assert said.stderr.count("best model:") == 1, "the first process alone reports"
     states = [torch.load(tmp_path / run / "training.pt", weights_only=True) for run in ("one", "two")]

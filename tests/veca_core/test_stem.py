@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import LITE, TINY, card, network
 
-from veca_core import ModelError, VecaConfig, build
+from veca_core import ModelError, VecaConfig, VecaEncoder, build
 from veca_core.stem import ConvStem, build_stem
 
 
@@ -57,3 +57,25 @@ def test_a_model_without_blocks_is_its_stem_and_head() -> None:
 def test_the_patch_embedding_has_no_deeper_stages() -> None:
     with pytest.raises(ModelError, match="the stem 'patch' has no deeper stages"):
         build_stem("patch", VecaConfig(**TINY), deep=True)
+
+
+@pytest.mark.parametrize("patch", [6, 10, 14, 16])
+def test_patches_of_any_size_are_the_same_with_gradients_and_without(patch: int) -> None:
+    torch.manual_seed(0)
+    encoder = VecaEncoder(VecaConfig(**{**TINY, "patch": patch})).eval()
+    images = torch.randn(1, 3, 3 * patch, 5 * patch)
+    learned = encoder(images)
+    with torch.no_grad():
+        inferred = encoder(images)
+    torch.testing.assert_close(inferred.features, learned.features, atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(inferred.skips, learned.skips, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", [LITE, "resnet18", "mobilenet_v2"])
+def test_what_a_stem_does_not_use_of_its_encoder_does_not_learn(name: str) -> None:
+    stem = ConvStem(VecaConfig(**TINY), name)
+    found = stem(torch.randn(2, 3, 64, 64))
+    (found.tokens.sum() + sum(skip.sum() for skip in found.skips)).backward()
+    assert not [n for n, weight in stem.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert stem.training
