@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
 from pipelines.images import is_image_name
-from pipelines.truth import VECTOR_ENDINGS, MaskTruth, Truth, read_shapes
+from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
 from tiling import Box, Source, Spacing, View, blocks, open_image
 from tiling.georef import box_corners
 from veca_core.card import ClassInfo, PixelSize
@@ -88,6 +88,11 @@ def find_scenes(
     values = {c.name: c.value for c in classes}
     wanted = Spacing.square(spacing.value, spacing.unit) if spacing else None
     scenes = [_scene(image, data, values, wanted) for image in images]
+    if _shares_shapes(data) and all(isinstance(s.truth, ShapeTruth) and not len(s.truth.shapes) for s in scenes):
+        raise RequestError(
+            f"no shape of {data.shapes} that has a class touches any of the {len(images)} image(s) of {data.images}; "
+            "are they of another place, or another CRS?"
+        )
     return tuple(part for scene in scenes for part in (_cut(scene, data.blocks) if data.blocks else [scene]))
 
 
@@ -168,13 +173,19 @@ def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spaci
         raise RequestError(f"the group pattern {data.group!r} does not match the image name {image.stem!r}")
     view = View.open(open_image(image), spacing)
     if data.shapes is not None:
-        place = _beside(image, data.shapes, VECTOR_ENDINGS) if data.shapes.is_dir() else data.shapes
-        truth: Truth = read_shapes(place, view, values, data.attribute, data.elsewhere)
+        shared = _shares_shapes(data)
+        place = data.shapes if shared else _beside(image, data.shapes, VECTOR_ENDINGS)
+        truth: Truth = read_shapes(place, view, values, data.attribute, data.elsewhere, shared=shared)
     else:
         assert data.masks is not None
         truth = _mask(image, view, data.masks)
     objects = _mask(image, view, data.instances, "ui") if data.instances is not None else None
     return Scene(image.stem, group, view, truth, view.size.box, objects)
+
+
+def _shares_shapes(data: DataRecipe) -> bool:
+    """Whether one vector file says what all images show."""
+    return data.shapes is not None and not data.shapes.is_dir()
 
 
 def _mask(image: Path, view: View, folder: Path, kinds: str = "") -> MaskTruth:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import pyogrio
 import pyogrio.raw
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS, Transformer
+from pyproj.enums import TransformDirection
 from pyproj.exceptions import CRSError
 from rasterio.features import rasterize
 
@@ -85,30 +87,41 @@ class ShapeTruth:
         return values
 
 
-def read_shapes(path: Path, view: View, values: Mapping[str, int], attribute: str | None, elsewhere: int) -> ShapeTruth:
-    """The polygons of a vector file, as classes of a view.
+def read_shapes(
+    path: Path,
+    view: View,
+    values: Mapping[str, int],
+    attribute: str | None,
+    elsewhere: int,
+    *,
+    shared: bool = False,
+) -> ShapeTruth:
+    """The polygons of a vector file that touch a view, as its classes.
 
     Where the image has a CRS, they are brought into it from the file's; elsewhere they are level-0 pixels, as QuPath
     writes them. The class is what `attribute` says, or QuPath's classification; shapes without one are left out.
-    Raises RequestError for a file that cannot be read, a class that nobody named, or shapes beside the image.
+    Raises RequestError for a file that cannot be read, a class that nobody named, or, unless the file is `shared` with
+    other images, for shapes that all lie beside the image.
     """
     georef = view.georef
     if georef.unit == "crs":
-        shapes, names = _from_layer(path, attribute or "class", str(georef.crs))
+        shapes, names, empty = _from_layer(path, attribute or "class", view)
         to_pixels = ~georef.transform
     else:
         shapes, names = _from_qupath(path, attribute)
+        empty = not len(shapes)
         to_pixels = Affine.scale(1 / view.scale[1], 1 / view.scale[0])
     known = np.array([name is not None for name in names], dtype=np.bool_)
     foreign = sorted({str(name) for name in names if name is not None and str(name) not in values})
     if foreign:
         raise RequestError(f"{path} holds the classes {foreign[:10]}, but the recipe names {list(values)}")
-    codes = np.array([values[str(name)] for name in names if name is not None], dtype=np.uint8)
-    placed = shapely.transform(shapes[known], lambda at: np.stack(to_pixels @ tuple(at.T), axis=1))
+    placed = shapely.transform(shapes, lambda at: np.stack(to_pixels @ tuple(at.T), axis=1))
     placed = shapely.make_valid(placed)
-    if len(placed) and not shapely.box(0, 0, view.size.width, view.size.height).intersects(placed).any():
+    near = shapely.box(0, 0, view.size.width, view.size.height).intersects(placed)
+    if not (near.any() or empty or shared):
         raise RequestError(f"no shape of {path} touches {view.source.path}; are they of another image, or another CRS?")
-    return ShapeTruth(str(path), placed, codes, elsewhere)
+    codes = [values[str(name)] for name, chosen in zip(names, near & known, strict=True) if chosen]
+    return ShapeTruth(str(path), placed[near & known], np.array(codes, dtype=np.uint8), elsewhere)
 
 
 def _from_qupath(path: Path, attribute: str | None) -> tuple[NDArray[np.object_], list[Any]]:
@@ -132,23 +145,46 @@ def _class_name(properties: Mapping[str, Any], attribute: str | None) -> Any:
     return classification.get("name") if isinstance(classification, dict) else classification
 
 
-def _from_layer(path: Path, attribute: str, crs: str) -> tuple[NDArray[np.object_], list[Any]]:
-    """Geometries in `crs`, and class names, of the first layer of a vector file."""
+def _from_layer(path: Path, attribute: str, view: View) -> tuple[NDArray[np.object_], list[Any], bool]:
+    """Geometries around a view and in its CRS, their class names, and whether a vector file's first layer is empty."""
     try:
-        meta, _, encoded, fields = pyogrio.raw.read(path, columns=[attribute])
+        info = pyogrio.read_info(path)
+        change = _change(path, info, attribute, str(view.georef.crs))
+        _, _, encoded, fields = pyogrio.raw.read(path, columns=[attribute], bbox=_surroundings(view, change))
         shapes = shapely.from_wkb(encoded)
-    except (DataSourceError, ValueError, shapely.errors.GEOSException) as error:
+    except (DataSourceError, DataLayerError, ValueError, shapely.errors.GEOSException) as error:
         raise RequestError(f"{path} cannot be read as a vector layer") from error
-    if attribute not in meta["fields"]:
+    moved = shapely.transform(shapes, lambda at: np.stack(change.transform(*at.T), axis=1))
+    return np.asarray(moved, dtype=object), list(fields[0]), not info["features"]
+
+
+def _change(path: Path, info: Mapping[str, Any], attribute: str, crs: str) -> Transformer:
+    """From a layer's CRS to `crs`; raises RequestError for a layer that does not say its CRS, or its classes."""
+    if attribute not in info["fields"]:
         raise RequestError(f"{path} has no attribute {attribute!r}; name the one that says the class as data.attribute")
-    if not meta["crs"]:
+    if not info["crs"]:
         raise RequestError(f"{path} does not say its CRS, and its image has one; write the layer with its CRS")
     try:
-        change = Transformer.from_crs(CRS.from_user_input(meta["crs"]), CRS.from_user_input(crs), always_xy=True)
+        return Transformer.from_crs(CRS.from_user_input(info["crs"]), CRS.from_user_input(crs), always_xy=True)
     except CRSError as error:
         raise RequestError(f"{path} has a CRS that PROJ cannot bring into that of its image") from error
-    moved = shapely.transform(shapes, lambda at: np.stack(change.transform(*at.T), axis=1))
-    return np.asarray(moved, dtype=object), list(fields[0])
+
+
+def _surroundings(view: View, change: Transformer) -> tuple[float, float, float, float] | None:
+    """Left, bottom, right and top of a view, and a tenth more, in the CRS that `change` starts from.
+
+    None where that CRS does not cover the view: where what goes there does not come back to within a pixel.
+    """
+    x, y = np.meshgrid(np.linspace(0, view.size.width, 21), np.linspace(0, view.size.height, 21))
+    t = view.georef.transform
+    here = np.array([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f]).reshape(2, -1)
+    there = np.array(change.transform(here[0], here[1], direction=TransformDirection.INVERSE))
+    back = np.array(change.transform(there[0], there[1]))
+    if not np.allclose(back, here, rtol=0, atol=abs(t.determinant) ** 0.5):
+        return None
+    low, high = there.min(axis=1), there.max(axis=1)
+    margin = (high - low) / 10
+    return *(low - margin).tolist(), *(high + margin).tolist()
 
 
 def _nearest(start: int, stop: int, length: int, full: int) -> NDArray[np.intp]:

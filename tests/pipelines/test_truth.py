@@ -15,13 +15,13 @@ from affine import Affine
 from labelled import CLASSES, write_data
 from PIL import Image
 from rasterio.features import rasterize
-from shapely.geometry import Polygon, mapping
+from shapely.geometry import Polygon, box, mapping
 
 from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
 from pipelines.errors import RequestError
 from pipelines.scenes import IGNORE, Scene, check_leaks, class_lookup, find_scenes, split_scenes
-from pipelines.truth import MaskTruth
+from pipelines.truth import MaskTruth, ShapeTruth
 from tiling import Box, Spacing, View, open_image
 from tiling.readers.array import ArraySource
 from veca_core.card import ClassInfo, PixelSize
@@ -68,8 +68,8 @@ def test_a_slides_shapes_are_drawn_in_its_pixels_whatever_box_is_asked_for(slide
     expected[20:60, 10:50] = 4
     expected[30:40, 20:30] = 0
     assert np.array_equal(whole, expected)
-    for box in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
-        assert np.array_equal(scene.truth.values(box), expected[box.slices])
+    for part in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
+        assert np.array_equal(scene.truth.values(part), expected[part.slices])
 
 
 def test_shapes_and_masks_follow_the_view_to_another_spacing(slide: Path) -> None:
@@ -100,12 +100,7 @@ def test_crops_of_a_resampled_slide_show_image_and_shapes_at_the_models_spacing(
 @pytest.mark.parametrize("ending", [".gpkg", ".geojson"])
 def test_a_layer_in_another_crs_is_brought_to_its_raster(tmp_path: Path, ending: str) -> None:
     (tmp_path / "images").mkdir()
-    transform = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_050)
-    with rasterio.open(
-        tmp_path / "images" / "r.tif", "w", driver="GTiff", width=100, height=100, count=3, dtype="uint8",
-        crs="EPSG:32633", transform=transform,
-    ) as file:  # fmt: skip
-        file.write(np.ones((3, 100, 100), np.uint8))
+    transform = write_raster(tmp_path / "images" / "r.tif", 500_000)
     shape = Polygon([(500_005, 5_000_045), (500_030, 5_000_045), (500_030, 5_000_020), (500_005, 5_000_020)])
     layer = geopandas.GeoDataFrame({"kind": ["rare"], "geometry": [shape]}, crs="EPSG:32633").to_crs("EPSG:4326")
     layer.to_file(tmp_path / f"layer{ending}")
@@ -115,6 +110,56 @@ def test_a_layer_in_another_crs_is_brought_to_its_raster(tmp_path: Path, ending:
     assert (scene.truth.values(scene.area) == expected).mean() > 0.995
     with pytest.raises(RequestError, match=r"has no attribute 'sort'; name the one"):
         find_scenes(shaped(tmp_path, **{**data, "attribute": "sort"}), classes=NAMED)
+
+
+def write_raster(path: Path, left: float, crs: str = "EPSG:32633", side: float = 0.5) -> Affine:
+    """100 x 100 pixels of `side` from x `left` and y 5,000,050 down."""
+    transform = Affine(side, 0, left, 0, -side, 5_000_050)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=100, height=100, count=3, dtype="uint8", crs=crs, transform=transform
+    ) as file:
+        file.write(np.random.default_rng(int(left)).integers(0, 255, (3, 100, 100), np.uint8))
+    return transform
+
+
+def write_layer(path: Path, shapes: list[Any], crs: str = "EPSG:32633") -> Path:
+    """Shapes of the class 'rare', brought into WGS 84."""
+    layer = geopandas.GeoDataFrame({"class": ["rare"] * len(shapes), "geometry": shapes}, crs=crs)
+    layer.to_crs("EPSG:4326").to_file(path)
+    return path
+
+
+def test_a_layer_for_all_rasters_may_miss_some_of_them_but_not_all(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, left in (("a", 500_000), ("b", 500_050), ("c", 800_000)):
+        write_raster(tmp_path / "images" / f"{name}.tif", left)
+    shapes = [box(500_005, 5_000_020, 500_030, 5_000_045), box(500_040, 5_000_020, 500_045, 5_000_045)]
+    data = shaped(tmp_path, shapes=write_layer(tmp_path / "layer.gpkg", shapes))
+    scenes = find_scenes(data, classes=NAMED)
+    assert [set(np.unique(scene.truth.values(scene.area))) for scene in scenes] == [{0, 9}, {0}, {0}]
+    assert [len(scene.truth.shapes) for scene in scenes if isinstance(scene.truth, ShapeTruth)] == [2, 0, 0]
+    (tmp_path / "images" / "a.tif").unlink()
+    with pytest.raises(RequestError, match=r"no shape of .* that has a class touches any of the 2 image\(s\)"):
+        find_scenes(data, classes=NAMED)
+    (tmp_path / "shapes").mkdir()
+    for name in "bc":
+        write_layer(tmp_path / "shapes" / f"{name}.gpkg", shapes)
+    with pytest.raises(RequestError, match=r"no shape of .*b\.gpkg touches .*b\.tif"):
+        find_scenes(shaped(tmp_path), classes=NAMED)
+
+
+def test_a_raster_beyond_what_the_crs_of_a_layer_covers_finds_all_its_shapes(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    whole_world = Affine(3.6, 0, -180, 0, -1.8, 90)
+    with rasterio.open(
+        tmp_path / "images" / "world.tif", "w", driver="GTiff", width=100, height=100, count=1, dtype="uint8",
+        crs="EPSG:4326", transform=whole_world,
+    ) as file:  # fmt: skip
+        file.write(np.ones((1, 100, 100), np.uint8))
+    shape = box(100_000, 5_000_000, 400_000, 5_500_000)
+    geopandas.GeoDataFrame({"class": ["rare"], "geometry": [shape]}, crs="EPSG:32633").to_file(tmp_path / "layer.gpkg")
+    (scene,) = find_scenes(shaped(tmp_path, shapes=tmp_path / "layer.gpkg"), classes=NAMED)
+    assert (scene.truth.values(scene.area) == 9).any()
 
 
 @pytest.mark.parametrize(
