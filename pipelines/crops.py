@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,14 +17,37 @@ from pipelines.scenes import IGNORE, INDEX_STRIDE, Scene
 from tiling import Box
 from tiling.validity import filled
 
+PLACES: Final = 2**16
+"""How many places of a class are kept of a scene: crops are centred on a few thousand of them."""
+
+
+class Places:
+    """At most PLACES of the places that were added, each kept with the same chance."""
+
+    def __init__(self) -> None:
+        self.at = np.empty((0, 2), dtype=np.int32)
+        """Rows and columns of the scene's view."""
+        self.amount = 0
+        """How many were added, kept or not."""
+        self._lots = np.empty(0)
+
+    def add(self, at: NDArray[np.int32], rng: np.random.Generator) -> None:
+        """Adds (n, 2) rows and columns."""
+        self.amount += len(at)
+        self.at = np.concatenate([self.at, at])
+        self._lots = np.concatenate([self._lots, rng.random(len(at))])
+        if len(self.at) > PLACES:
+            kept = np.sort(np.argpartition(self._lots, PLACES)[:PLACES])
+            self.at, self._lots = self.at[kept], self._lots[kept]
+
 
 class ClassPlaces:
     """Where the pixels of each class lie in each scene."""
 
-    def __init__(self, at: list[list[NDArray[np.int32]]]) -> None:
-        """For each scene and class, (n, 2) rows and columns of the scene's view."""
-        self.at = at
-        self.amounts = np.array([[len(places) for places in scene] for scene in at], dtype=np.float64)
+    def __init__(self, places: list[list[Places]]) -> None:
+        """For each scene and class."""
+        self.at = [[found.at for found in scene] for scene in places]
+        self.amounts = np.array([[found.amount for found in scene] for scene in places], dtype=np.float64)
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -50,7 +75,9 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.areas = np.array([scene.area.pixels for scene in scenes], dtype=np.float64)
         self.groups = np.unique([scene.group for scene in scenes], return_inverse=True)[1]
         # Looking for classes reads all of every scene: only for those who draw by class.
-        found = [_places(scene, lookup) for scene in scenes] if balance else []
+        found = [
+            _places(scene, lookup, np.random.default_rng((seed, i, 4))) for i, scene in enumerate(scenes) if balance
+        ]
         self.anywhere = ClassPlaces([places for places, _ in found])
         self.borders = ClassPlaces([places for _, places in found])
         self.border = border
@@ -132,27 +159,38 @@ def _paste(image: Tensor, mask: Tensor, other: Tensor, classes: Tensor, rng: np.
     mask[rows, columns] = classes[rows, columns]
 
 
-def _places(scene: Scene, lookup: NDArray[np.uint8]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
-    """For each class, (n, 2) rows and columns of its pixels on every INDEX_STRIDE-th row and column of the scene: of
-    all of them, and of those with another class above, below or beside them."""
+def _places(scene: Scene, lookup: NDArray[np.uint8], rng: np.random.Generator) -> tuple[list[Places], list[Places]]:
+    """For each class, places of its pixels on every INDEX_STRIDE-th row and column of the scene: of all of them, and of
+    those with another class above, below or beside them. What is too thin to lie on those is looked up everywhere."""
     classes = sorted(set(lookup.tolist()) - {IGNORE, IGNORE - 1})
-    found: list[tuple[NDArray[np.uint8], NDArray[np.bool_], Box]] = []
+    everywhere, borders = [Places() for _ in classes], [Places() for _ in classes]
     for box in scene.boxes():
-        coarse = scene.targets(box, lookup)[::INDEX_STRIDE, ::INDEX_STRIDE]
-        found.append((coarse, _meets_another(coarse), box))
-    everywhere, borders = (
-        [
-            np.concatenate(
-                [
-                    np.argwhere((coarse == index) & (edge | whole)) * INDEX_STRIDE + (box.y, box.x)
-                    for coarse, edge, box in found
-                ]
-            ).astype(np.int32)
-            for index in classes
-        ]
-        for whole in (True, False)
-    )
+        targets = scene.targets(box, lookup)
+        coarse = targets[::INDEX_STRIDE, ::INDEX_STRIDE]
+        met = _classes_in(coarse)
+        for seen, step, looked_up in ((coarse, INDEX_STRIDE, met), (targets, 1, _classes_in(targets) - met)):
+            chosen = looked_up.intersection(classes)
+            if not chosen:
+                continue
+            edge = _meets_another(seen)
+            for index in sorted(chosen):
+                here, at = seen == index, classes.index(index)
+                everywhere[at].add(_some_of(here, step, box, rng), rng)
+                borders[at].add(_some_of(here & edge, step, box, rng), rng)
     return everywhere, borders
+
+
+def _classes_in(targets: NDArray[np.uint8]) -> set[int]:
+    return set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist())
+
+
+def _some_of(chosen: NDArray[np.bool_], step: int, box: Box, rng: np.random.Generator) -> NDArray[np.int32]:
+    """(n, 2) rows and columns of what is chosen of every `step`-th row and column of a box; of finer steps than
+    INDEX_STRIDE as many as those would have."""
+    at = (np.argwhere(chosen) * step + (box.y, box.x)).astype(np.int32)
+    if step == INDEX_STRIDE:
+        return at
+    return rng.choice(at, math.ceil(len(at) * (step / INDEX_STRIDE) ** 2), replace=False)
 
 
 def _meets_another(classes: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -72,13 +72,17 @@ class ShapeTruth:
     """The class value of each shape."""
     elsewhere: int
     """The value of pixels in no shape."""
+    tree: shapely.STRtree = field(init=False, repr=False, compare=False)
+    """Finds the shapes near a box."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tree", shapely.STRtree(self.shapes))
 
     def values(self, box: Box) -> NDArray[np.uint8]:
         """(H, W) class values of a box: a pixel belongs to the shape that its centre lies in."""
-        left, top, right, bottom = shapely.bounds(self.shapes).T if len(self.shapes) else np.empty((4, 0))
-        near = (left < box.right) & (right > box.x) & (top < box.bottom) & (bottom > box.y)
+        near = np.sort(self.tree.query(shapely.box(box.x, box.y, box.right, box.bottom)))
         values = np.full((box.height, box.width), self.elsewhere, dtype=np.uint8)
-        if near.any():
+        if len(near):
             rasterize(
                 zip(self.shapes[near], self.classes[near].tolist(), strict=True),
                 out=values,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment, stain_jitter
 from pipelines.config import AugmentRecipe
-from pipelines.crops import Crops, collate, read_padded
+from pipelines.crops import Crops, Places, collate, read_padded
 from pipelines.scenes import IGNORE, Scene, class_lookup, find_scenes
 from tiling.readers.array import ArraySource
 
@@ -225,3 +225,41 @@ def test_noise_is_as_strong_as_the_numbers_differ(dtype: type, scale: float) -> 
         crop, _ = change(pixels, np.zeros((64, 64), np.uint8), np.random.default_rng(seed))
         found.append(abs(float(crop.std()) / float(pixels.std()) - 1))
     assert 0.001 < max(found) < 1, "blurred or noisy, but neither untouched nor drowned"
+
+
+def test_few_places_of_a_large_class_are_kept_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.crops.PLACES", 500)
+    classes = np.zeros((400, 400), np.uint8)
+    classes[:, 300:] = 1
+    one = Scene.whole("a", "a", ArraySource(np.zeros((400, 400, 3), np.uint8)), ArraySource(classes))
+    first, second = (Crops((one,), class_lookup([0, 1], ()), FILL, Augment(STILL, 32), 1.0, 5) for _ in range(2))
+    assert first.anywhere.amounts.tolist() == [[100 * 75, 100 * 25]]
+    for index, (at, again) in enumerate(zip(first.anywhere.at[0], second.anywhere.at[0], strict=True)):
+        assert len(at) == 500
+        assert np.array_equal(at, again)
+        assert (classes[at[:, 0], at[:, 1]] == index).all()
+        assert abs(at[:, 0].mean() - 200) < 20  # of the whole height, not of the first boxes
+    other = Crops((one,), class_lookup([0, 1], ()), FILL, Augment(STILL, 32), 1.0, 6)
+    assert not np.array_equal(other.anywhere.at[0][0], first.anywhere.at[0][0])
+
+
+def test_every_place_is_kept_with_the_same_chance_however_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.crops.PLACES", 1000)
+    places, rng = Places(), np.random.default_rng(0)
+    for part in np.split(np.arange(20_000, dtype=np.int32), [10, 500, 9000]):
+        places.add(np.stack([part, part], axis=1), rng)
+    assert places.amount == 20_000
+    assert len(np.unique(places.at[:, 0])) == 1000
+    counts, _ = np.histogram(places.at[:, 0], bins=4, range=(0, 20_000))
+    assert (abs(counts - 250) < 50).all()
+
+
+def test_what_is_thinner_than_the_steps_in_which_classes_are_looked_up_is_found() -> None:
+    classes = np.zeros((200, 200), np.uint8)
+    classes[102, 20:180] = 1
+    one = Scene.whole("a", "a", ArraySource(np.zeros((200, 200, 3), np.uint8)), ArraySource(classes))
+    data = Crops((one,), class_lookup([0, 1], ()), FILL, Augment(STILL, 32), 1.0, 0, border=0.5)
+    assert data.anywhere.amounts.tolist() == [[2500, 10]]
+    assert data.borders.amounts.tolist() == [[0, 10]]
+    drawn = [data._draw_centre(np.random.default_rng(i))[1] for i in range(100)]
+    assert 0.3 < np.mean(np.array(drawn) == 102) < 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_a_slides_shapes_are_drawn_in_its_pixels_whatever_box_is_asked_for(slide
     assert np.array_equal(whole, expected)
     for part in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
         assert np.array_equal(scene.truth.values(part), expected[part.slices])
+
+
+def test_a_later_shape_covers_those_before_it_and_bounds_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = np.array([box(x, 0, x + 10, 10) for x in range(50)], dtype=object)
+    truth = ShapeTruth("a", shapes, np.arange(1, 51, dtype=np.uint8), 0)
+    monkeypatch.delattr("shapely.bounds")
+    row = np.minimum(np.arange(60) + 1, 50)
+    row[59] = 0
+    for part in (Box(0, 0, 12, 60), Box(3, 20, 4, 5), Box(9, 55, 3, 5)):
+        expected = np.where((np.arange(12) < 10)[:, None], row, 0)[part.slices]
+        assert np.array_equal(pickle.loads(pickle.dumps(truth)).values(part), expected)
 
 
 def test_shapes_and_masks_follow_the_view_to_another_spacing(slide: Path) -> None:
