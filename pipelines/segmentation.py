@@ -99,8 +99,8 @@ def segment(
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "run"):
         bundle = make_bundle(job, clock, report, tick, team)
-        source.close()
-        return store.send(bundle) if store else bundle
+    source.close()
+    return store.send(bundle) if store else bundle
 
 
 def make_bundle(job: Job, clock: Clock, report: Report, tick: Tick, team: Team | None) -> Bundle:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -86,8 +87,9 @@ class Stroke:
         places = [(x, y) for y, x in self.points]
         if self.radius == 0:
             return filled(places)
-        line = shapely.LineString(places) if len(set(places)) > 1 else shapely.Point(places[0])
-        return shapely.buffer(line, self.radius, quad_segs=_ROUND)
+        # Piece by piece: around a line that comes back over itself, GEOS also fills what it encloses.
+        pieces = [shapely.LineString(ends) for ends in pairwise(places) if ends[0] != ends[1]]
+        return shapely.union_all(shapely.buffer(pieces or [shapely.Point(places[0])], self.radius, quad_segs=_ROUND))
 
     @property
     def box(self) -> Box:

@@ -214,7 +214,10 @@ def test_starting_anew_is_not_said_to_go_on(
 def test_ctrl_c_stops_a_run_cleanly_and_the_same_command_finishes_it(tmp_path: Path, tiny_model: Path) -> None:
     image, out = write_png(tmp_path / "scene.png", 2100, 2100), tmp_path / "out"
     command = [VECA, "segment", image, "-m", tiny_model, "-o", out, "--device", "cpu", "--exports", "mask"]
+    # A shell that starts the tests in the background makes them, and all that they start, deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True) as run:
+        signal.signal(signal.SIGINT, before)
         while not (out / "scene" / "plan.json").exists():
             assert run.poll() is None, run.stderr.read() if run.stderr else ""
             time.sleep(0.01)

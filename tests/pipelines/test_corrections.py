@@ -79,6 +79,7 @@ def paint(corrections: Corrections) -> NDArray[np.uint8]:
 
 
 @settings(max_examples=25, deadline=None)
+@example(points=[(1.75, 45.0), (100.0, 0.0), (16.5, 0.0), (1.75, 45.0), (100.0, 0.0)], radius=3.880859375)
 @given(
     points=st.lists(st.tuples(st.floats(-20, 120), st.floats(-20, 120)), min_size=1, max_size=5),
     radius=st.floats(1, 30),
