@@ -457,6 +457,7 @@ def main() -> None:
         if error.code == 130:  # how Typer ends after Ctrl-C
             # What Zarr had begun to write is left undone on purpose.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            logging.disable(logging.CRITICAL)
             anew = "--overwrite" in sys.argv
             to_stderr(f"veca: stopped; the same command {'starts anew' if anew else 'goes on from here'}")
         raise

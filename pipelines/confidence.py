@@ -69,6 +69,6 @@ def _some_rows(prediction: Prediction, rows: slice) -> dict[str, NDArray[np.floa
 def planned_classes(classes: int, exports: Sequence[str]) -> int:
     """What planning counts for a run that keeps layers: the disagreement is stitched like another class, and a block's
     layers are bytes, a quarter of what is stitched."""
-    layers = [name for name in LAYERS if name in exports]
-    kept = classes * ("probability" in layers) + 2 * ("uncertainty" in layers)
-    return classes + ("uncertainty" in layers) + -(-kept // 4)
+    probability, uncertainty = (name in exports for name in LAYERS)
+    kept = classes * probability + 2 * uncertainty
+    return classes + uncertainty + -(-kept // 4)

@@ -185,11 +185,11 @@ def _smp_encoder(name: str, in_channels: int, depth: int) -> Any:
 def _freeze_idle(body: nn.Module, in_channels: int) -> None:
     """Freezes the weights of an encoder that no map depends on: other libraries keep the stages behind the last one."""
     training, side = body.training, 2**DEEPEST
-    named = {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
+    weights = [weight for weight in body.parameters() if weight.requires_grad]
     with torch.enable_grad():
         maps = body.eval()(torch.zeros(1, in_channels, side, side))
         reached = sum(found.sum() for found in maps if found.requires_grad)
-    gradients = torch.autograd.grad(reached, list(named.values()), allow_unused=True)
-    for weight, gradient in zip(named.values(), gradients, strict=True):
+    gradients = torch.autograd.grad(reached, weights, allow_unused=True)
+    for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)
     body.train(training)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from clusters import program
 from PIL import Image
 from places import read_mask, write_png, write_raster, write_slide
 
@@ -186,44 +187,32 @@ def test_a_missing_argument_tells_the_usage(veca: Veca) -> None:
     assert "Missing argument" in said.err
 
 
-def test_an_interrupted_command_says_that_it_goes_on(
-    veca: Veca, image: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("options", "what"), [((), "goes on from here"), (("--overwrite",), "starts anew")])
+def test_an_interrupted_command_says_whether_it_goes_on(
+    veca: Veca, image: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], what: str,
+) -> None:  # fmt: skip
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipelines.segmentation.segment", stopped)
-    said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out")
+    said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out", *options)
     assert said.status == 130
-    assert said.err.strip().splitlines()[-1].endswith("veca: stopped; the same command goes on from here")
-
-
-def test_starting_anew_is_not_said_to_go_on(
-    veca: Veca, image: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pipelines.segmentation.segment", stopped)
-    monkeypatch.setattr("sys.argv", ["veca", "segment", "--overwrite"])
-    said = veca("segment", image, "-m", tiny_model, "-o", tmp_path / "out", "--overwrite")
-    assert said.err.strip().splitlines()[-1].endswith("veca: stopped; the same command starts anew")
+    assert said.err.strip().splitlines()[-1].endswith(f"veca: stopped; the same command {what}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that one program sends another")
 def test_ctrl_c_stops_a_run_cleanly_and_the_same_command_finishes_it(tmp_path: Path, tiny_model: Path) -> None:
     image, out = write_png(tmp_path / "scene.png", 2100, 2100), tmp_path / "out"
     command = [VECA, "segment", image, "-m", tiny_model, "-o", out, "--device", "cpu", "--exports", "mask"]
-    # A shell that starts the tests in the background makes them, and all that they start, deaf to Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True) as run:
-        signal.signal(signal.SIGINT, before)
+    log = tmp_path / "log.txt"
+    with program(*command, "--threads", "1", folder=tmp_path, log=log) as run:
         while not (out / "scene" / "plan.json").exists():
-            assert run.poll() is None, run.stderr.read() if run.stderr else ""
+            assert run.poll() is None, log.read_text(encoding="utf-8")
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, said
+        status, said = run.wait(60), log.read_text(encoding="utf-8")
+    assert status == 130, said
     assert said.strip().splitlines()[-1].endswith("veca: stopped; the same command goes on from here")
     assert "Traceback" not in said
     assert not (out / "scene" / "mask.tif").exists()
