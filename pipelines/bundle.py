@@ -97,6 +97,9 @@ class PlanRecord(_Part):
     """Tokens that the encoder worked on at once; 0: not recorded."""
     seconds: float | None = None
     """That the network was expected to take, where time was bounded."""
+    host: int = 0
+    """Bytes expected of the machine's memory, where another device was bound."""
+    host_memory: int = 0
 
 
 class SeamRecord(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling import Box, Grid
+from tiling.grid import Axis
 from veca_core.memory import FLOAT
 
 LIMIT: Final = 256 * 2**20
@@ -80,6 +82,42 @@ def schedule(
             else:
                 del kept[window]
         yield Step(block)
+
+
+@functools.lru_cache
+def carried(grid: Grid, side: int, classes: int) -> int:
+    """Bytes that `schedule` keeps at most for blocks of `side` pixels over a whole image, told without walking over it.
+
+    Between two rows of blocks that is what the windows of one say of those below, all along the image; within a row
+    also what a block's windows say of the block to the right, and what is kept anew before the old goes: up to twice as
+    much as is kept where images are small, for there the old goes first.
+    """
+    columns = grid.columns
+    below, along = _beyond_most(grid.rows, side), _covered(columns, columns.length)
+    beside = 2 * _covered(grid.rows, side) * _beyond_most(columns, side)
+    anew = below * min(along, _covered(columns, side) + 2 * columns.window)
+    return min(LIMIT, (below * along + beside + anew) * (classes * FLOAT + 1))
+
+
+def _beyond_most(axis: Axis, side: int) -> int:
+    """Pixels along an axis that are kept at most when a block is done: of each window all beyond the block where it
+    begins, until it ends.
+    """
+    kept = [0] * -(-axis.length // side)
+    for start in map(axis.start, range(axis.count)):
+        first, end = start // side, min(start + axis.window, axis.length)
+        for block in range(first, -(-end // side) - 1):
+            kept[block] += end - (first + 1) * side
+    return max(kept)
+
+
+def _covered(axis: Axis, side: int) -> int:
+    """Pixels along an axis that the windows which begin in a block have in it, at most; shared ones count once each."""
+    covered = [0] * -(-axis.length // side)
+    for start in map(axis.start, range(axis.count)):
+        end = min(start + axis.window, axis.length, (start // side + 1) * side)
+        covered[start // side] += end - start
+    return max(covered)
 
 
 class Carry:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from pipelines.device import format_bytes, resident
-from pipelines.planner import Plan, check_overlap, halvings, operations, predict
+from pipelines.device import format_bytes
+from pipelines.planner import Plan, Wishes, check_overlap, expected, halvings, operations, overlapping
 from tiling import Size
 from veca_core.memory import NetworkSize
 
@@ -26,22 +24,31 @@ class Choice:
 
     @property
     def fits(self) -> bool:
-        return self.plan.predicted <= self.plan.memory
+        return self.plan.fits
 
 
 def choices(
-    network: NetworkSize, image: Size, budgets: Sequence[int], scores: Mapping[int, float], chosen: Plan
+    network: NetworkSize,
+    image: Size,
+    budgets: Sequence[int],
+    scores: Mapping[int, float],
+    chosen: Plan,
+    best_window: int,
+    wishes: Wishes,
 ) -> list[Choice]:
-    """The chosen plan among others: the smallest, a middle and the full budget, over the window and its halves."""
-    device = torch.device(chosen.device)
-    held = resident() if device.type == "cpu" else 0
+    """The chosen plan among others: the smallest, a middle and the full budget, over the model's window and its halves,
+    with the overlap that is wished.
+    """
     cores = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1], chosen.cores}, reverse=True)
+    windows = {chosen.window, *overlapping(halvings(best_window, network.patch), wishes.overlap)}
     rows = []
-    for window in halvings(chosen.window, network.patch):
+    for window in sorted(windows, reverse=True):
         for budget in cores:
-            overlap = chosen.overlap if window == chosen.window else check_overlap(window, network.patch, None)
-            need = held + predict(network, image, window, chosen.batch, budget, chosen.block, device, chosen.chunk)
-            plan = replace(chosen, cores=budget, window=window, overlap=overlap, predicted=need)
+            overlap = (
+                chosen.overlap if window == chosen.window else check_overlap(window, network.patch, wishes.overlap)
+            )
+            plan = replace(chosen, cores=budget, window=window, overlap=overlap)
+            plan = expected(plan, network, image, wishes.reading)
             share = operations(network, image, plan) / operations(network, image, chosen)
             is_chosen = (budget, window) == (chosen.cores, chosen.window)
             rows.append(Choice(plan, share, scores.get(budget), is_chosen))
@@ -75,8 +82,9 @@ def table(rows: Sequence[Choice]) -> list[str]:
 
 def describe(plan: Plan) -> str:
     """The plan in one line, for people."""
+    host = f"and {format_bytes(plan.host)} of this machine's memory " if plan.host else ""
     return (
         f"plan: {plan.cores} cores, window {plan.window} px, overlap {plan.overlap} px, batch {plan.batch}, "
-        f"{plan.device} {plan.precision}; expects {format_bytes(plan.predicted)} of {format_bytes(plan.memory)} "
+        f"{plan.device} {plan.precision}; expects {format_bytes(plan.predicted)} of {format_bytes(plan.memory)} {host}"
         f"{'' if plan.seconds is None else f'and about {plan.seconds:.0f} s '}({plan.reason})"
     )

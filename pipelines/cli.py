@@ -40,6 +40,9 @@ SpacingText = Annotated[
 Bands = Annotated[
     str | None, typer.Option(help="Bands to read, in the model's order: names, or numbers from 1, like 4,1,2.")
 ]
+Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")]
+Exports = Annotated[str, typer.Option(help="What to write beside labels.zarr.")]
+Tissue = Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them unless given.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="A field to change: schedule.seed=1.")]
 
@@ -57,12 +60,12 @@ def segment(
     time: Time = None,
     device: Device = "auto",
     window: Window = None,
-    overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; an eighth.")] = None,
+    overlap: Overlap = None,
     spacing: SpacingText = None,
-    exports: Annotated[str, typer.Option(help="What to write beside labels.zarr.")] = "mask,regions,areas,preview",
+    exports: Exports = "mask,regions,areas,preview",
     bands: Bands = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a tile cannot be decoded.")] = False,
-    tissue: Annotated[bool, typer.Option(help="Leave out parts of slides without tissue.")] = True,
+    tissue: Tissue = True,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also look into the folders below.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a finished result again.")] = False,
     dask: Annotated[
@@ -130,8 +133,11 @@ def plan(
     device: Device = "auto",
     cores: Cores = "auto",
     window: Window = None,
+    overlap: Overlap = None,
     spacing: SpacingText = None,
+    exports: Exports = "mask,regions,areas,preview",
     bands: Bands = None,
+    tissue: Tissue = True,
     as_json: Json = False,
 ) -> None:
     """Show what would be chosen for an image: memory, time and accuracy of cores and windows.
@@ -149,11 +155,14 @@ def plan(
     options = Options(
         cores=parse_cores(cores),
         window=window,
+        overlap=overlap,
         memory=parse_bytes(memory) if memory else None,
         time=parse_time(time) if time else None,
         device=device,
         spacing=parse_spacing(spacing),
+        exports=parse_names(exports),
         bands=parse_names(bands),
+        tissue=tissue,
     )
     check_exists(image)
     planned = look_ahead(image, load_model(model), options)

@@ -130,8 +130,6 @@ class Crew:
                 continue
             planner = min(slow or rooms, key=lambda address: rooms[address])
             memory = max(1, self.members[planner].held + min(rooms.values()))
-            if wishes.memory:  # may be less: what is left beside an image that is decoded whole
-                memory = min(memory, wishes.memory)
             asked = replace(wishes, device=self.device, memory=memory)
             answer = self._run(worker.plan_here, network, image, full_cores, best_window, asked, among=[planner])
             plan = answer.get(planner)

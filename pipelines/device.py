@@ -63,7 +63,8 @@ def format_bytes(count: int) -> str:
 def resident() -> int:
     """Bytes that this process held when it was first asked, its libraries and the loaded model among them.
 
-    Asked once: what an earlier image left behind is used again, and must not make the next one's plan smaller.
+    Asked once: what an earlier image left behind is used again, and what pieces beside this one hold comes and goes;
+    neither may change a plan.
     """
     return int(psutil.Process().memory_info().rss)
 

@@ -30,6 +30,11 @@ STRIP: Final = 2**20
 Done = TypeVar("Done")
 
 
+def windows_ahead(batch: int) -> int:
+    """Windows whose pixels are held at once: those that are read or wait to be, and a batch that is run."""
+    return 2 * batch + READERS
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What a model says of one block."""

@@ -32,8 +32,8 @@ from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.pace import measure_pace
 from pipelines.peak import peak_memory
-from pipelines.planner import Plan, Planner, Wishes, check_overlap, halvings, make_plan, predict
-from pipelines.room import plan_with_room
+from pipelines.planner import Plan, Planner, Wishes, check_overlap, expected, halvings, make_plan
+from pipelines.room import plan_with_room, reading_of
 from tiling import Grid, Source, Spacing, View, storage
 from tiling.exports import EXPORTS
 from tiling.readers.opened import listed
@@ -117,12 +117,16 @@ class Job:
         model.network.encoder.config.check_budget(options.cores)
         view = open_view(source, model, options)
         budgets = best_first(model)
-        wishes = Wishes(options.cores, options.window, options.overlap, options.memory, options.device, budgets)
+        wishes = Wishes(
+            options.cores, options.window, options.overlap, options.memory, options.device, budgets,
+            reading=reading_of(source),
+        )  # fmt: skip
         full, window = model.network.encoder.config.cores, model.card.window
         if options.time is not None:
             device, tissue = choose_device(options.device), searches_tissue(source, model, options)
             pace = measure_pace(model.network, view, options.window or window, device, tissue)
-            wishes = replace(wishes, time=options.time, pace=pace)
+            passes = 2 if "uncertainty" in options.exports and len(budgets) > 1 else 1
+            wishes = replace(wishes, time=options.time, pace=replace(pace, passes=passes))
         seen = image_fingerprint(source.path)
         asked = request(seen, model, options)
         fresh = plan_with_room(source, planner, planned_size(model, options), view.size, full, window, wishes)
@@ -146,14 +150,8 @@ class Job:
         wished = self.options.overlap
         overlap = check_overlap(smaller[0], patch, None if wished is None else min(wished, smaller[0] // 2))
         reason = f"memory ran out with a window of {plan.window} px"
-        size, device = planned_size(self.model, self.options), torch.device(plan.device)
-        was, now = (
-            predict(size, self.view.size, window, batch, plan.cores, plan.block, device, plan.chunk)
-            for window, batch in ((plan.window, plan.batch), (smaller[0], 1))
-        )
-        plan = replace(
-            plan, window=smaller[0], overlap=overlap, batch=1, reason=reason, predicted=plan.predicted - was + now
-        )
+        plan = replace(plan, window=smaller[0], overlap=overlap, batch=1, reason=reason)
+        plan = expected(plan, planned_size(self.model, self.options), self.view.size, reading_of(self.source))
         grid = Grid.over(self.view.size, plan.window, plan.overlap, patch)
         return replace(self, plan=plan, grid=grid, fingerprint=fingerprint(self.request, plan))
 
@@ -176,7 +174,9 @@ class Job:
         """The plan among those that were not chosen."""
         scores = {score.cores: score.mean_iou for score in self.model.card.scores}
         budgets = self.model.network.encoder.config.budgets
-        return choices(planned_size(self.model, self.options), self.view.size, budgets, scores, self.plan)
+        wishes = Wishes(overlap=self.options.overlap, reading=reading_of(self.source))
+        size, window = planned_size(self.model, self.options), self.model.card.window
+        return choices(size, self.view.size, budgets, scores, self.plan, window, wishes)
 
     @property
     def blocks(self) -> int:
@@ -314,16 +314,21 @@ def remembered_plan(folder: Path, asked: str, fresh: Plan) -> Plan:
     """The plan of a result of the same request, or of an interrupted one if it fits; else the fresh one."""
     try:
         run = Bundle.open(folder).run
-        if run.request == asked and ((folder / LABELS).exists() or run.plan.predicted <= fresh.memory):
-            return Plan(**run.plan.model_dump())
+        plan = Plan(**run.plan.model_dump())
+        if run.request == asked and ((folder / LABELS).exists() or _with_memory_of(plan, fresh).fits):
+            return plan
     except RequestError:
         pass
     try:
         content = json.loads((folder / PLAN).read_bytes())
-        plan = Plan(**{**content["plan"], "memory": fresh.memory})
+        plan = _with_memory_of(Plan(**content["plan"]), fresh)
     except (OSError, ValueError, KeyError, TypeError):
         return fresh
-    return plan if content["request"] == asked and plan.predicted <= fresh.memory else fresh
+    return plan if content["request"] == asked and plan.fits else fresh
+
+
+def _with_memory_of(plan: Plan, fresh: Plan) -> Plan:
+    return replace(plan, memory=fresh.memory, host_memory=fresh.host_memory)
 
 
 def versions() -> dict[str, str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
-from pipelines.carry import LIMIT as CARRY
+from pipelines.carry import carried
 from pipelines.device import choose_device, format_bytes, free_memory, resident
 from pipelines.errors import RequestError
-from pipelines.inference import fast_precision
+from pipelines.inference import fast_precision, windows_ahead
 from tiling import Grid, Size
 from veca_core.memory import FLOAT, NetworkSize, forward_bytes, forward_operations, stitch_bytes
 from veca_core.streaming import attention_kind, default_chunk
@@ -52,6 +52,25 @@ class Plan:
     """Tokens that the encoder works on at once; 0 in records that do not say it."""
     seconds: float | None = None
     """Expected for the network, where time is bounded."""
+    host: int = 0
+    """Bytes expected of this machine's memory, where another device is bound."""
+    host_memory: int = 0
+    """Bytes that are free to take of it."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory suffices."""
+        return self.predicted <= self.memory and self.host <= self.host_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What reading an image takes."""
+
+    itemsize: int = 1
+    """Bytes of a number of a pixel."""
+    beyond: int = 0
+    """Bytes that the reader needs, beyond what every plan allows it (`READING`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +81,13 @@ class Pace:
     """Floating-point operations a second."""
     share: float = 1.0
     """Of the windows, those with data and tissue."""
+    passes: int = 1
+    """How often each of them is run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user pins; None leaves the choice to the plan."""
+    """What the user pins, None leaves the choice to the plan; and what comes with the image."""
 
     cores: int | None = None
     window: int | None = None
@@ -78,6 +99,7 @@ class Wishes:
     time: float | None = None
     """Seconds that the network may take for the image; needs a pace."""
     pace: Pace | None = None
+    reading: Reading = Reading()
 
 
 Planner = Callable[[NetworkSize, Size, int, int, Wishes], Plan]
@@ -92,12 +114,9 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
     bounded; which ones, the order of `wishes.budgets` says. Raises RequestError for a window smaller than the patch, or
     where no plan keeps to memory and time, and says what would.
     """
-    device = choose_device(wishes.device)
-    held = resident() if device.type == "cpu" else 0
-    memory = wishes.memory or held + int(SHARE * free_memory(device))
     smallest = quickest = None
-    for plan in candidates(network, image, full_cores, best_window, wishes, device, held, memory):
-        if plan.predicted <= memory:
+    for plan in candidates(network, image, full_cores, best_window, wishes):
+        if plan.fits:
             if plan.seconds is None or wishes.time is None or plan.seconds <= wishes.time:
                 return plan
             quickest = plan if quickest is None else min(quickest, plan, key=_seconds)
@@ -109,39 +128,39 @@ def make_plan(network: NetworkSize, image: Size, full_cores: int, best_window: i
             + (", or leave out --cores" if wishes.cores and quickest.cores > min(wishes.budgets, default=0) else "")
         )
     assert smallest is not None, "there is always a smallest window"
+    what = f"the smallest plan (window {smallest.window} px, batch {smallest.batch})"
+    if smallest.predicted <= smallest.memory:
+        raise RequestError(
+            f"{format_bytes(smallest.host_memory)} of this machine's memory is not enough: {what} needs "
+            f"{format_bytes(smallest.host)} beside {smallest.device}; end other programs, or take a larger machine"
+        )
     raise RequestError(
-        f"{format_bytes(memory)} is not enough: the smallest plan (window {smallest.window} px, batch "
-        f"{smallest.batch}) needs {format_bytes(smallest.predicted)}; "
+        f"{format_bytes(smallest.memory)} is not enough: {what} needs {format_bytes(smallest.predicted)}; "
         f"{_way_out(network, image, full_cores, best_window, wishes, smallest)}"
     )
 
 
-def candidates(
-    network: NetworkSize,
-    image: Size,
-    full_cores: int,
-    best_window: int,
-    wishes: Wishes,
-    device: torch.device,
-    held: int,
-    memory: int,
-) -> Iterator[Plan]:
-    """All plans that the wishes allow, the best first. `held` bytes are added to what each is expected to need."""
+def candidates(network: NetworkSize, image: Size, full_cores: int, best_window: int, wishes: Wishes) -> Iterator[Plan]:
+    """All plans that the wishes allow, the best first, whether they fit or not."""
+    device = choose_device(wishes.device)
     precision = str(fast_precision(device)).removeprefix("torch.")
+    host_memory = resident() + int(SHARE * free_memory(torch.device("cpu")))
+    memory = wishes.memory or (host_memory if device.type == "cpu" else int(SHARE * free_memory(device)))
     chunks = [default_chunk(device.type), default_chunk(device.type) // SMALLER_CHUNK]
     levers = list(itertools.product(BLOCKS, GPU_BATCHES if device.type != "cpu" else (1,), chunks))
-    for window in [wishes.window] if wishes.window else halvings(best_window, network.patch):
+    windows = [wishes.window] if wishes.window else overlapping(halvings(best_window, network.patch), wishes.overlap)
+    for window in windows:
         overlap = check_overlap(window, network.patch, wishes.overlap)
         for cores in core_choices(network, image, window, wishes.cores or full_cores, wishes, device):
             for block, batch, chunk in levers:
                 plan = Plan(
-                    cores, window, overlap, batch, block, str(device), precision, memory,
-                    predicted=held + predict(network, image, window, batch, cores, block, device, chunk),
-                    reason="", chunk=chunk,
+                    cores, window, overlap, batch, block, str(device), precision, memory, predicted=0, reason="",
+                    chunk=chunk, host_memory=0 if device.type == "cpu" else host_memory,
                 )  # fmt: skip
-                if wishes.pace:
-                    expected = operations(network, image, plan) * wishes.pace.share / wishes.pace.rate
-                    plan = replace(plan, seconds=expected)
+                plan = expected(plan, network, image, wishes.reading)
+                if pace := wishes.pace:
+                    run = operations(network, image, plan) * pace.share * pace.passes
+                    plan = replace(plan, seconds=run / pace.rate)
                 yield replace(plan, reason=_reason(plan, full_cores, best_window, wishes, chunks[0]))
 
 
@@ -154,31 +173,46 @@ def core_choices(
     fewer = [] if wishes.cores else [budget for budget in wishes.budgets if budget < cores]
     if wishes.time is not None:
         return [cores, *fewer]
-    need = predict(network, image, window, 1, cores, BLOCKS[-1], device)
-    helps = [c for c in fewer if predict(network, image, window, 1, c, BLOCKS[-1], device) <= WORTH * need]
-    return [cores, *helps]
+    grid = Grid.over(image, window, check_overlap(window, network.patch, wishes.overlap), network.patch)
+    around = host_bytes(network, grid, 1, BLOCKS[-1], wishes.reading)
+    needs = {c: around + device_bytes(network, grid.window, 1, c, device) for c in (cores, *fewer)}
+    return [cores, *(c for c in fewer if needs[c] <= WORTH * needs[cores])]
 
 
-def predict(
-    network: NetworkSize,
-    image: Size,
-    window: int,
-    batch: int,
-    cores: int,
-    block: int,
-    device: torch.device,
-    chunk: int | None = None,
+def expected(plan: Plan, network: NetworkSize, image: Size, reading: Reading) -> Plan:
+    """The plan with the peak bytes that it is expected to need: on a CPU of the whole process, with what it holds
+    already; elsewhere of the device's memory and of this machine's.
+    """
+    device, grid = torch.device(plan.device), Grid.over(image, plan.window, plan.overlap, network.patch)
+    computing = device_bytes(network, grid.window, plan.batch, plan.cores, device, plan.chunk or None)
+    host = resident() + host_bytes(network, grid, plan.batch, plan.block, reading)
+    if device.type == "cpu":
+        return replace(plan, predicted=host + computing)
+    # What comes back from the device, before it is stitched.
+    host += plan.batch * network.classes * FLOAT * grid.window.pixels
+    computing += network.weights
+    # An Apple GPU has no memory of its own.
+    return replace(plan, predicted=computing, host=host + computing if device.type == "mps" else host)
+
+
+def device_bytes(
+    network: NetworkSize, window: Size, batch: int, cores: int, device: torch.device, chunk: int | None = None
 ) -> int:
-    """Expected peak bytes: on a GPU of the device's memory, on a CPU beyond what the process holds already."""
-    height, width = _window_size(network, image, window)
-    forward = pass_bytes(network, height, width, batch, cores, device, chunk)
-    weights = network.prepared(fast_precision(device).itemsize)
-    if device.type != "cpu":
-        return network.weights + weights + forward
-    stitch = stitch_bytes(network.classes, min(block, image.height) * min(block, image.width), height * width)
-    # Windows that reach into the next row of blocks wait for it, all along the image.
-    waiting = network.classes * FLOAT * height * image.width if max(image.height, image.width) > block else 0
-    return READING + weights + forward + stitch + min(CARRY, waiting)
+    """Peak bytes of the network where it runs, beside its weights as they were loaded."""
+    forward = pass_bytes(network, window.height, window.width, batch, cores, device, chunk)
+    return network.prepared(fast_precision(device).itemsize) + forward
+
+
+def host_bytes(network: NetworkSize, grid: Grid, batch: int, block: int, reading: Reading) -> int:
+    """Peak bytes around the network: decoded tiles, windows on their way to it, stitching, and what is carried from one
+    block to the next.
+    """
+    window, numbers = grid.window.pixels, network.bands * reading.itemsize
+    # A batch is put together in one copy, and laid out as the network reads it in another.
+    pixels = window * (windows_ahead(batch) * (numbers + 1) + 2 * batch * numbers)
+    answers = (batch - 1) * network.classes * FLOAT * window
+    stitch = stitch_bytes(network.classes, min(block, grid.size.height) * min(block, grid.size.width), window)
+    return READING + reading.beyond + pixels + answers + stitch + carried(grid, block, network.classes)
 
 
 def pass_bytes(
@@ -199,14 +233,8 @@ def pass_bytes(
 
 def operations(network: NetworkSize, image: Size, plan: Plan) -> float:
     """Floating-point operations of a whole image under a plan: what its time is in proportion to."""
-    height, width = _window_size(network, image, plan.window)
-    windows = len(Grid.over(image, plan.window, plan.overlap, network.patch))
-    return windows * forward_operations(network, height, width, plan.cores)
-
-
-def _window_size(network: NetworkSize, image: Size, window: int) -> tuple[int, int]:
-    """Height and width of the windows: no larger than the image needs."""
-    return min(window, _round_up(image.height, network.patch)), min(window, _round_up(image.width, network.patch))
+    grid = Grid.over(image, plan.window, plan.overlap, network.patch)
+    return len(grid) * forward_operations(network, grid.window.height, grid.window.width, plan.cores)
 
 
 def check_overlap(window: int, patch: int, wished: int | None) -> int:
@@ -224,6 +252,11 @@ def halvings(window: int, patch: int) -> list[int]:
     while sides[-1] // 2 >= max(128, patch):
         sides.append(_round_up(sides[-1] // 2, patch))
     return sides
+
+
+def overlapping(windows: Sequence[int], overlap: int | None) -> list[int]:
+    """The windows that a wished overlap leaves: those that are twice as large or larger, and the first at any rate."""
+    return [window for window in windows if window == windows[0] or overlap is None or 2 * overlap <= window]
 
 
 def _round_up(side: int, multiple: int) -> int:

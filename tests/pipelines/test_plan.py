@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.carry import LIMIT, carried, needed_after, schedule
 from pipelines.choices import choices, describe, table
-from pipelines.device import _cgroup_free, choose_device, format_bytes, parse_bytes
+from pipelines.device import _cgroup_free, choose_device, format_bytes, parse_bytes, resident
 from pipelines.errors import RequestError
-from pipelines.planner import BLOCKS, Pace, Plan, Wishes, core_choices, make_plan, operations, predict
-from tiling import Grid, Size
+from pipelines.planner import BLOCKS, Pace, Plan, Reading, Wishes, core_choices, expected, make_plan, operations
+from tiling import Box, Grid, Size, blocks
 from veca_core.memory import Around, NetworkSize
 
 NETWORK = NetworkSize(
@@ -98,7 +99,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_choices_show_what_fewer_cores_and_smaller_windows_would_give() -> None:
     chosen = make_plan(NETWORK, Size(5000, 5000), 64, 512, Wishes(memory=2**34, device="cpu"))
-    rows = choices(NETWORK, Size(5000, 5000), tuple(range(8, 65, 8)), {64: 0.8}, chosen)
+    rows = choices(NETWORK, Size(5000, 5000), tuple(range(8, 65, 8)), {64: 0.8}, chosen, 512, Wishes())
     (row,) = [row for row in rows if row.chosen]
     assert (row.time, row.mean_iou, row.plan) == (1.0, 0.8, row.plan)
     by_cores = [r for r in rows if r.plan.window == 512]
@@ -174,10 +175,9 @@ def test_cores_are_given_up_before_the_window_where_that_saves_memory() -> None:
 
 
 def least_memory(plan: Plan) -> int:
-    """A bound that is just enough for the smallest block and chunk with these cores and this window."""
-    size, cpu = Size(5000, 5000), torch.device("cpu")
-    held = plan.predicted - predict(LARGE_BANK, size, plan.window, 1, plan.cores, plan.block, cpu, plan.chunk)
-    return held + predict(LARGE_BANK, size, plan.window, 1, plan.cores, BLOCKS[-1], cpu, plan.chunk // 4)
+    """A bound that is just enough for these cores and this window."""
+    least = (replace(plan, block=block, chunk=plan.chunk // 4) for block in BLOCKS)
+    return min(expected(one, LARGE_BANK, Size(5000, 5000), Reading()).predicted for one in least)
 
 
 def test_the_chunk_is_given_up_first_for_it_costs_nothing() -> None:
@@ -244,10 +244,72 @@ def test_an_apple_gpu_computes_in_float32_with_plain_attention(monkeypatch: pyte
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**30)
     plan = make_plan(NETWORK, Size(20_000, 20_000), 64, 512, Wishes(device="mps"))
     assert (plan.device, plan.precision, plan.memory) == ("mps", "float32", 4 * 2**30)
-    assert plan.predicted <= plan.memory
+    assert plan.fits
+    assert plan.host > plan.predicted, "it is the machine's memory that it takes"
     scores = replace(LARGE_BANK, classes=1)
-    few, many = (predict(scores, Size(9000, 9000), 1024, 1, c, 2048, torch.device("mps")) for c in (8, 2048))
-    assert many > 1.5 * few, "scores are kept there, so that many cores cost memory"
+    few, many = (
+        expected(replace(plan, cores=c, window=1024, batch=1), scores, Size(9000, 9000), Reading()) for c in (8, 2048)
+    )
+    assert many.predicted > 1.5 * few.predicted, "scores are kept there, so that many cores cost memory"
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """A GPU with plenty, in a machine with so many bytes free."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr("pipelines.planner.free_memory", lambda device: free if device.type == "cpu" else 2**36)
+
+
+def test_beside_a_gpu_the_machines_own_memory_is_planned_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    wishes = Wishes(device="cuda", reading=Reading(itemsize=2, beyond=2**28))
+    on_a_gpu(monkeypatch, 2**36)
+    wide = make_plan(NETWORK, Size(20_000, 20_000), 64, 1024, wishes)
+    assert (wide.batch, wide.block) == (16, 2048)
+    pixels = wide.window**2 * 3 * 2 * 2 * wide.batch
+    assert wide.host > 2**28 + pixels, "the reader's bytes, and two batches of windows"
+    assert "of this machine's memory" in describe(wide)
+    on_a_gpu(monkeypatch, 10 * (wide.host - resident()) // 9)
+    tight = make_plan(NETWORK, Size(20_000, 20_000), 64, 1024, wishes)
+    assert tight.batch < 16
+    assert tight.fits
+    assert tight.host <= tight.host_memory < wide.host
+    on_a_gpu(monkeypatch, 2**28)
+    with pytest.raises(
+        RequestError, match=r"of this machine's memory is not enough: the smallest plan .* beside cuda;"
+    ):
+        make_plan(NETWORK, Size(20_000, 20_000), 64, 1024, wishes)
+
+
+def test_a_pinned_overlap_leaves_out_windows_that_cannot_have_it() -> None:
+    size = Size(9000, 9000)
+    least = make_plan(NETWORK, size, 64, 512, Wishes(window=256, overlap=128, memory=2**34, device="cpu")).predicted
+    plan = make_plan(NETWORK, size, 64, 2048, Wishes(overlap=128, memory=least, device="cpu"))
+    assert (plan.window, plan.overlap) == (256, 128)
+    with pytest.raises(RequestError, match=r"the smallest plan \(window 256 px"):
+        make_plan(NETWORK, size, 64, 2048, Wishes(overlap=128, memory=resident() + 2**27, device="cpu"))
+    rows = choices(NETWORK, size, (8, 64), {}, plan, 2048, Wishes(overlap=128))
+    assert {row.plan.window for row in rows} == {2048, 1024, 512, 256}, "from the model's own window on"
+    assert {row.plan.overlap for row in rows} == {128}
+
+
+@given(
+    st.builds(Size, st.integers(1, 6000), st.integers(1, 6000)),
+    st.sampled_from([128, 256, 512, 1024]),
+    st.floats(0, 0.5),
+    st.sampled_from(BLOCKS),
+)
+def test_what_is_counted_as_carried_is_never_less_than_what_is_kept(
+    size: Size, window: int, share: float, side: int
+) -> None:
+    grid = Grid.over(size, window, int(share * window), 16)
+    kept: dict[tuple[Box, Box], int] = {}
+    most = 0
+    for step in schedule(grid, blocks(size, side), 3, limit=2**62):
+        kept |= {(step.window, part): part.pixels * (3 * 4 + 1) for part in step.keep if step.window}
+        most = max(most, sum(kept.values()))
+        if step.window is None:
+            kept = {key: size for key, size in kept.items() if needed_after(key[1], step.block)}
+    assert min(most, LIMIT) <= carried(grid, side, 3) <= max(2.1 * most, most + 2**20)
 
 
 def test_few_cores_are_no_choice_where_they_save_nothing() -> None:

@@ -6,16 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from places import model, seeded_network, write_png, write_slide
 
 from pipelines import Options, plan, segment
 from pipelines.errors import RequestError
 from pipelines.pace import measure_pace, measure_rate, parse_time
+from pipelines.planner import Pace
 from tiling import ImageError, View, open_image
 from veca_core import load_model
 from veca_core.memory import forward_operations
@@ -120,6 +122,29 @@ def test_another_bound_on_time_is_another_request(tiny_model: Path, tmp_path: Pa
     again = segment(image, loaded, tmp_path / "out", options).run
     assert again.plan.seconds is None
     assert again.request != first.request
+
+
+def test_a_run_that_asks_how_sure_it_is_takes_twice_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.job.measure_pace", lambda *_: Pace(1e6, share=0.5))
+    image, options = write_png(tmp_path / "a.png", 90, 150), Options(device="cpu", time=1e6)
+    plain = plan(image, model(), options).chosen.seconds
+    unsure = plan(image, model(), replace(options, exports=("uncertainty",))).chosen.seconds
+    assert plain is not None
+    assert unsure == 2 * plain
+
+
+def test_rows_count_what_the_reader_needs_and_what_is_exported(veca: Veca, tiny_model: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9000, 9000, 3), np.uint8)).save(tmp_path / "a.png", compress_level=1)
+
+    def rows(*options: str) -> list[dict[str, Any]]:
+        said = veca("plan", tmp_path / "a.png", "-m", tiny_model, "--device", "cpu", "--json", *options)
+        assert said.status == 0, said.err
+        return json.loads(said.out)  # type: ignore[no-any-return]
+
+    plain, layers = rows(), rows("--exports", "probability,uncertainty", "--overlap", "3")
+    assert all(row["predicted"] > 9000 * 9000 * 3 for row in plain), "the picture is decoded whole"
+    assert min(row["predicted"] for row in layers) > min(row["predicted"] for row in plain)
+    assert {row["overlap"] for row in layers} == {3}
 
 
 @pytest.mark.parametrize(
