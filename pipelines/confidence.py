@@ -50,20 +50,17 @@ def layer_values(prediction: Prediction, layers: Sequence[str]) -> dict[str, NDA
     result = {name: np.empty((counts[name], *seen.shape), np.uint8) for name in layers}
     for top in range(0, len(seen), ROWS):
         rows = slice(top, top + ROWS)
-        for name, values in _some_rows(prediction, rows).items():
-            if name in result:
-                result[name][:, rows] = quantised(values, seen[rows])
+        channels = prediction.channels(rows)
+        for name, made in result.items():
+            made[:, rows] = quantised(_layer(name, channels, prediction.classes), seen[rows])
     return result
 
 
-def _some_rows(prediction: Prediction, rows: slice) -> dict[str, NDArray[np.float32]]:
-    """Both layers of some rows, as numbers 0..1."""
-    channels = prediction.channels(rows)
-    probabilities, disagreement = channels[: prediction.classes], channels[prediction.classes :]
-    return {
-        "probability": probabilities,
-        "uncertainty": np.concatenate([entropy(probabilities)[None], disagreement]),
-    }
+def _layer(name: str, channels: NDArray[np.float32], classes: int) -> NDArray[np.float32]:
+    """A layer of some rows, as numbers 0..1."""
+    if name == "probability":
+        return channels[:classes]
+    return np.concatenate([entropy(channels[:classes])[None], channels[classes:]])
 
 
 def planned_classes(classes: int, exports: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.augment import Augment
+from pipelines.bands import match_bands
 from pipelines.candidate import network_config
 from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
 from pipelines.config import ScheduleRecipe
@@ -106,6 +107,7 @@ class Distillation:
         self.recipe, self.out, self.device, self.report = recipe, out, device, report
         self.scenes = unlabelled(recipe)
         self.bands = recipe.bands or measure_bands(self.scenes)
+        match_bands((scene.image for scene in self.scenes), self.bands.names, self.bands.dtype)
         config = network_config(recipe.network, len(self.bands.names))
         torch.manual_seed(recipe.seed)
         self.teacher: Teacher = load_teacher(

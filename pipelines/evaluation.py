@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from pipelines.bands import match_bands
 from pipelines.config import DataRecipe
 from pipelines.curves import draw_scores
 from pipelines.device import choose_device
@@ -184,10 +185,7 @@ def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]
     scenes = find_scenes(data, classes=card.classes, spacing=card.spacing)
     check_masks(scenes, [c.value for c in card.classes], data.ignore)
     chosen = scenes if everything else split_scenes(scenes, data).validation
-    wrong = [s.image for s in chosen if len(s.image.bands) != len(card.bands.names)]
-    if wrong:
-        expected = len(card.bands.names)
-        raise RequestError(f"{wrong[0].path} has {len(wrong[0].bands)} bands; {card.name} reads {expected}")
+    match_bands((scene.image for scene in chosen), card.bands.names, card.bands.dtype, reader=card.name)
     return chosen
 
 

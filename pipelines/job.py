@@ -15,6 +15,7 @@ from typing import Final, Literal
 import torch
 
 from pipelines import damage
+from pipelines.bands import other_order
 from pipelines.bundle import (
     LABELS,
     Bundle,
@@ -158,12 +159,8 @@ class Job:
     @property
     def bands(self) -> tuple[int, ...] | None:
         """Where the model's bands lie in the image, where the image names the same ones in another order."""
-        here, wanted = self.source.bands, self.model.card.bands.names
-        if self.options.bands:  # in the order that was asked for
-            return None
-        if here == wanted or sorted(here) != sorted(wanted):
-            return None
-        return tuple(here.index(name) for name in wanted)
+        # With --bands they come in the order that was asked for.
+        return None if self.options.bands else other_order(self.source.bands, self.model.card.bands.names)
 
     @property
     def searches_tissue(self) -> bool:
@@ -264,13 +261,23 @@ def check_bands(source: Source, model: Model) -> None:
     if len(source.bands) != len(bands.names):
         raise RequestError(
             f"{source.path} has {listed(source.bands)}, but {model.card.name} reads {listed(bands.names)}; "
-            f"choose them with --bands, by name or by number"
+            f"choose them with --bands, by name or by number{_hidden(source, len(bands.names))}"
         )
     if str(source.dtype) != bands.dtype:
         raise RequestError(
             f"{source.path} holds {source.dtype} values, but {model.card.name} was trained on {bands.dtype}; "
             f"convert the image, or train a model on such images"
         )
+
+
+def _hidden(source: Source, wanted: int) -> str:
+    """What to do where a band that is marked as alpha may be the one that is missing."""
+    alpha = source.provenance.get("alpha")
+    if alpha is None or len(source.bands) + 1 != wanted:
+        return ""
+    return (
+        f"; {alpha} is marked as alpha: if it is a band like the others, gdal_edit.py -colorinterp_N undefined says so"
+    )
 
 
 def open_view(source: Source, model: Model, options: Options) -> View:

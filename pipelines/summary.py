@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.display.look import default_look
 from pipelines.scenes import IGNORE, Scene
-from tiling import Box
+from tiling import Box, View
 from tiling.exports.files import replacing
 from tiling.exports.overlay import overlay
 from tiling.labels import LabelClass
@@ -52,7 +53,7 @@ class Samples:
             return
         part = _richest(truth)
         inside = Box(piece.y + part.y, piece.x + part.x, part.height, part.width)
-        picture = displayed(scene.view.read(inside))
+        picture = displayed(scene.view, inside)
         colors = [LabelClass(c.value, c.name, c.rgb) for c in self.classes]
         values = np.full(256, IGNORE, dtype=np.uint8)
         values[: len(self.classes)] = [c.value for c in self.classes]
@@ -72,15 +73,10 @@ class Samples:
             Image.fromarray(sheet).save(partial, format="PNG")
 
 
-def displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W, bands) of any type -> (H, W, 3): the first three bands, or the first as grey; stretched from the 2nd to
-    the 98th percentile where they have other than 8 bits."""
-    bands = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
-    if bands.dtype != np.uint8:
-        values = np.nan_to_num(bands.astype(np.float32))
-        low, high = np.percentile(values, (2, 98), axis=(0, 1))
-        bands = (np.clip((values - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(bands, (*bands.shape[:2], 3)))
+def displayed(view: View, box: Box) -> NDArray[np.uint8]:
+    """(h, w, 3): a part of a scene in the colours that the viewer would show it in."""
+    pixels = view.read(box)
+    return default_look(view.source, pixels, view.valid(box)).render(pixels)
 
 
 def write_page(

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.bands import match_bands
 from pipelines.config import TrainRecipe
 from pipelines.errors import RequestError
 from pipelines.scenes import Scene, Split
@@ -22,12 +23,9 @@ def measure_bands(scenes: Sequence[Scene]) -> Bands:
     """Band names of the first scene; mean and deviation of every band over every 16th of the valid pixels, in some
     boxes of each scene where it is large."""
     first = scenes[0].image
+    match_bands((scene.image for scene in scenes), first.bands, str(first.dtype), reader=first.path)
     sums = np.zeros((3, len(first.bands)))
     for scene in scenes:
-        if len(scene.image.bands) != len(first.bands):
-            raise RequestError(
-                f"{scene.image.path} has {len(scene.image.bands)} bands, {first.path} {len(first.bands)}"
-            )
         boxes = list(scene.boxes(MEASURED))
         for box in boxes[:: -(-len(boxes) // MEASURED_BOXES)]:
             pixels = scene.view.read(box)[::4, ::4].astype(np.float64)

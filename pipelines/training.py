@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment
+from pipelines.bands import match_bands
 from pipelines.candidate import candidate
 from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
 from pipelines.config import TrainRecipe
@@ -124,9 +125,7 @@ class Run:
         for line in doubts(recipe, scenes, counts, split):
             report(line)
         bands = recipe.bands or measure_bands(split.train)
-        wrong = [s.image for s in scenes if len(s.image.bands) != len(bands.names)]
-        if wrong:
-            raise RequestError(f"{wrong[0].path} has {len(wrong[0].bands)} bands; the model reads {len(bands.names)}")
+        match_bands((scene.image for scene in scenes), bands.names, bands.dtype)
         if overwrite and team.leads:
             remove_run(out)
         team.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -59,6 +59,13 @@ class Source(Protocol):
 
     def note_damage(self, damages: Iterable[Damage]) -> None:
         """Takes over what others found damaged: no data here too, and told in `warnings`."""
+        ...
+
+    def choose(self, bands: Sequence[str]) -> None:
+        """Keeps these bands, in this order, as if the file held no others: by name, or by number from 1.
+
+        Raises ImageError for a band that the image does not have.
+        """
         ...
 
     @property

@@ -176,7 +176,7 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         ({"teacher": "veca:nowhere", "teacher_weights": "published"}, "there is no model 'nowhere'"),
         ({"teacher_weights": "published"}, "no ImageNet weights are known"),
         ({"teacher_weights": "missing.safetensors"}, "does not hold the teacher's weights"),
-        ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, "sees 3 bands, and the images have 1"),
+        ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, "has 3 bands; the model reads 1"),
         ({"images": ["nowhere"]}, "there is no file or folder"),
         ({"images": []}, "needs images and at least one stage"),
         ({"network": {"pretrained": "imagenet"}}, "starts from random weights, not from imagenet; leave out"),

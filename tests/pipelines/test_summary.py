@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from labelled import COLORS, VALUES, recipe, write_data
 from PIL import Image
 
 from pipelines import train
 from pipelines.scenes import IGNORE, Scene
 from pipelines.summary import MOST, SIDE, Samples, displayed
-from tiling import Box
+from tiling import Box, View, open_image
 from tiling.readers.array import ArraySource
 
 
@@ -63,11 +64,22 @@ def test_few_scenes_are_shown_and_small_ones_whole(data: Path, tmp_path: Path) -
 @pytest.mark.parametrize(("bands", "dtype"), [(1, np.uint16), (2, np.float32), (5, np.int16), (3, np.uint8)])
 def test_pixels_of_every_kind_become_colours(bands: int, dtype: Any) -> None:
     values = np.random.default_rng(0).integers(0, 200, (20, 30, bands)).astype(dtype)
-    shown = displayed(values)
-    assert (shown.shape, shown.dtype) == ((20, 30, 3), np.uint8)
+    shown = displayed(View.open(ArraySource(values)), Box(2, 3, 10, 20))
+    assert (shown.shape, shown.dtype) == ((10, 20, 3), np.uint8)
     assert shown.max() > shown.min()
     if dtype == np.uint8:
-        assert np.array_equal(shown, values)
+        assert np.array_equal(shown, values[2:12, 3:23])
+
+
+def test_red_green_and_blue_are_found_wherever_they_are_among_the_bands(tmp_path: Path) -> None:
+    names, red = ("nir", "blue", "red", "green"), np.zeros((4, 9, 9), np.uint8)
+    red[2] = 200
+    profile = {"driver": "GTiff", "width": 9, "height": 9, "count": 4, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", transform=rasterio.Affine.scale(2, -2), **profile) as file:
+        file.write(red)
+        file.descriptions = names
+    shown = displayed(View.open(open_image(tmp_path / "a.tif")), Box(0, 0, 9, 9))
+    assert np.array_equal(shown, np.broadcast_to(np.uint8((200, 0, 0)), (9, 9, 3)))
 
 
 def test_training_and_evaluation_write_a_page_that_needs_nothing_else(data: Path, tmp_path: Path, veca: Any) -> None:

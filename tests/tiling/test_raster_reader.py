@@ -149,6 +149,20 @@ def test_two_bands_never_share_a_name(tmp_path: Path) -> None:
         assert image.bands == ("VV", "band 2", "VH")
 
 
+def test_a_band_that_is_described_as_infrared_is_no_alpha(tmp_path: Path) -> None:
+    pixels = noise(4, 20, 30)
+    pixels[3, :, :9] = 0
+    path = write(tmp_path / "a.tif", pixels)
+    assert open_image(path).bands == ("red", "green", "blue"), "GDAL marks the fourth as alpha"
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("NIR", "Blue", "Red", "Green")
+    with open_image(path) as image:
+        assert image.bands == ("NIR", "Blue", "Red", "Green")
+        assert np.array_equal(image.read(everywhere(image)), pixels.transpose(1, 2, 0))
+        assert image.valid(everywhere(image)).all()
+        assert np.array_equal(image.dask().compute(), pixels.transpose(1, 2, 0))
+
+
 def test_alpha_is_no_band_wherever_it_stands(tmp_path: Path) -> None:
     pixels = noise(4, 20, 30)
     pixels[0, :, :9] = 0

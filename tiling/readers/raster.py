@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -89,10 +89,9 @@ class RasterSource(OpenedImage):
             self._plain.close()
 
     def _describe(self, dataset: DatasetReader) -> None:
-        colours = dataset.colorinterp
         self._palette = None if self._indexed else raster_tags.palette(dataset)
         raster_tags.refuse_unusable(dataset, self._indexed or self._palette is not None)
-        self._alpha = next((i for i, colour in enumerate(colours, 1) if colour == ColorInterp.alpha), None)
+        self._alpha = raster_tags.alpha_band(dataset)
         self._indexes = [i for i in dataset.indexes if i != self._alpha]
         if not self._indexes:
             raise ImageError("it holds an alpha channel and no band")
@@ -127,6 +126,8 @@ class RasterSource(OpenedImage):
             "tile": str(self.levels[0].chunk),
             "interleave": structure.get("INTERLEAVE", "unknown").lower(),
         }
+        if self._alpha is not None:
+            self.provenance["alpha"] = f"band {self._alpha}"
 
     def _levels(self, dataset: DatasetReader) -> Iterator[Level]:
         full = last = Size(dataset.height, dataset.width)

@@ -49,14 +49,30 @@ def palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
     return colours
 
 
+def alpha_band(dataset: DatasetReader) -> int | None:
+    """The number of the band that is alpha. GDAL marks the fourth of four bands of bytes so unasked: not one whose
+    description names a colour.
+    """
+    for i, colour in enumerate(dataset.colorinterp, 1):
+        if colour == ColorInterp.alpha and _described(dataset, i).lower() not in _COLOURS:
+            return i
+    return None
+
+
 def band_names(dataset: DatasetReader, indexes: list[int]) -> tuple[str, ...]:
-    """The colour where the file tells one, else the band's description, else 'band N'."""
+    """The colour that the band's description names, else the one that the file gives it, else the description, else
+    'band N'.
+    """
     names: list[str] = []
     for i in indexes:
-        colour, description = dataset.colorinterp[i - 1].name.lower(), (dataset.descriptions[i - 1] or "").strip()
-        name = colour if colour in _COLOURS else description
+        colour, description = dataset.colorinterp[i - 1].name.lower(), _described(dataset, i)
+        name = colour if colour in _COLOURS and description.lower() not in _COLOURS else description
         names.append(name if name and name not in names else f"band {i}")
     return tuple(names)
+
+
+def _described(dataset: DatasetReader, band: int) -> str:
+    return (dataset.descriptions[band - 1] or "").strip()
 
 
 def georef(dataset: DatasetReader) -> tuple[Georef, list[str]]:
