@@ -9,26 +9,26 @@ from tiling import Source
 
 
 def other_order(here: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Where each wanted band lies, where an image names the same ones, whatever their case, in another order.
+    """Where each wanted band lies, where an image names them all, whatever their case, and more or in another order.
 
-    None where they are in order already, or have other names: then only their number can be told.
+    None where it has these in order and no others, or other names: then only their number can be told.
     """
     names, read = [name.lower() for name in here], [name.lower() for name in wanted]
-    if names == read or sorted(names) != sorted(read):
+    if names == read or not set(read) <= set(names):
         return None
     return tuple(names.index(name) for name in read)
 
 
 def match_bands(images: Iterable[Source], names: Sequence[str], dtype: str, reader: str = "the model") -> None:
-    """Has each image give its bands in the order in which `reader` wants them.
+    """Has each image give the bands of these names, in this order.
 
-    Raises RequestError for an image that has another number of bands, or numbers of another type.
+    Raises RequestError for an image that has other names and another number of bands, or numbers of another type.
     """
     for image in images:
+        order = other_order(image.bands, names)
+        if order is not None:
+            image.choose([str(place + 1) for place in order])
         if len(image.bands) != len(names):
             raise RequestError(f"{image.path} has {len(image.bands)} bands; {reader} reads {len(names)}")
         if str(image.dtype) != dtype:
             raise RequestError(f"{image.path} holds {image.dtype} values; {reader} reads {dtype}")
-        order = other_order(image.bands, names)
-        if order is not None:
-            image.choose([str(place + 1) for place in order])

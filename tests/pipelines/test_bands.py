@@ -36,6 +36,7 @@ def write(path: Path, pixels: NDArray[np.uint8], names: tuple[str, ...]) -> Path
     [
         (("Blue", "Green", "Red"), (2, 1, 0)),
         (("RED", "green", "blue"), None),
+        (("nir", "Red", "Green", "Blue"), (1, 2, 3)),
         (("B4", "B3", "B2"), None),
         (("red", "green"), None),
         (("red", "red", "blue"), None),
@@ -55,6 +56,8 @@ def images(folder: Path) -> list[Source]:
 def test_images_give_their_bands_in_the_models_order_and_so_do_their_copies(tmp_path: Path) -> None:
     opened = images(tmp_path)
     match_bands(opened, RGB, "uint8")
+    more = np.dstack([rgb(60, 90)[..., [2]], rgb(60, 90)])
+    opened.append(open_image(write(tmp_path / "more.tif", more, ("nir", "Red", "Green", "Blue"))))
     match_bands(opened, RGB, "uint8")  # scenes of one image come with it more than once
     for image in (*opened, *pickle.loads(pickle.dumps(opened))):
         assert np.array_equal(image.read(image.levels[0].size.box), rgb(60, 90))
