@@ -109,7 +109,7 @@ def _from_hub(repository: str, file: str, revision: str | None = None) -> str:
         with safe_open(path, "pt"):
             return path
     except (OSError, HTTPError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")[:200]
         raise RequestError(
             f"the weights {repository} cannot be fetched from the Hugging Face hub ({reason}); is there a network? "
             f"Those of {', '.join(IMAGENET)} come from the Python package index"

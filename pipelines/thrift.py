@@ -38,7 +38,7 @@ class Thrift:
     again: bool = False
     """The inside of blocks is not kept for the gradients, but computed again: a third more work."""
     predicted: int | None = None
-    """Bytes that the process will hold at most."""
+    """Bytes that the process, or its tensors on a GPU, will hold at most."""
 
     def __str__(self) -> str:
         how = "the whole batch at once" if self.parts == 1 else f"a batch in {self.parts} parts"
@@ -68,8 +68,7 @@ class Saved:
 
 
 def held_before(device: torch.device) -> int:
-    """Bytes that are taken before the first step where the bound counts: on a GPU by its tensors, else by the process;
-    and what comes beside tensors."""
+    """Bytes that are taken before the first step, and beside tensors: of a GPU's memory, or of the process's."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) + SCRATCH
     if device.type == "mps":
