@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import pickle
 from collections.abc import Sequence
@@ -16,17 +15,18 @@ from pipelines.errors import RequestError
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Saves what `read_checkpoint` gives back; OSError where there is no room, and the one before stays."""
+    """Saves what `read_checkpoint` gives back; OSError where the system does not let it, and the one before stays."""
     partial = path.with_name(f".{path.name}")
     try:
         with partial.open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise
-        # torch's writer hides the system's reason.
-        raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+        # torch's writer fails once more while it closes, and hides the system's reason behind that.
+        reason = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(reason, OSError):
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
+        raise
     partial.replace(path)
 
 

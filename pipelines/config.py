@@ -44,9 +44,10 @@ class DataRecipe(_Part):
     elsewhere: Annotated[int, Field(ge=0, le=255)] = 255
     """The class value of pixels in no shape; 255: nothing is known of them."""
     blocks: Annotated[int, Field(ge=64)] | None = None
-    """Cut each image into squares of so many pixels, which are split as images are: for few, large images."""
-    group: str = "(.+)"
-    """Regular expression on the file name; images whose first group matches the same text are never split."""
+    """Cut each image into squares of so many pixels: for few, large images."""
+    group: str | None = None
+    """Regular expression on the file name; images whose first group matches the same text are never split, nor
+    are their squares. None: each image, or each of its squares, is a group of its own."""
     validate_on: tuple[str, ...] = ()
     """Groups held back for validation; empty: about a fifth of the groups, chosen by their names' hash."""
     ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()
@@ -56,9 +57,9 @@ class DataRecipe(_Part):
 
     @field_validator("group")
     @classmethod
-    def _pattern(cls, text: str) -> str:
+    def _pattern(cls, text: str | None) -> str | None:
         try:
-            re.compile(text)
+            re.compile(text or "")
         except re.error as error:
             raise ValueError(f"{text!r} is no regular expression: {error}") from error
         return text

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
+from pipelines.ground import overlap
 from pipelines.images import is_image_name
 from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
 from tiling import Box, Source, Spacing, View, blocks, open_image
-from tiling.georef import box_corners
 from veca_core.card import ClassInfo, PixelSize
 
 IGNORE: Final = 255
@@ -93,7 +93,9 @@ def find_scenes(
             f"no shape of {data.shapes} that has a class touches any of the {len(images)} image(s) of {data.images}; "
             "are they of another place, or another CRS?"
         )
-    return tuple(part for scene in scenes for part in (_cut(scene, data.blocks) if data.blocks else [scene]))
+    if not data.blocks:
+        return tuple(scenes)
+    return tuple(part for scene in scenes for part in _cut(scene, data.blocks, apart=data.group is None))
 
 
 def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
@@ -108,19 +110,23 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
         tuple(scene for scene in scenes if scene.group in held),
     )
     if not split.train or not split.validation:
+        way = (
+            "data.blocks cuts a large image into several"
+            if not data.blocks
+            else "without data.group each square is one"
+        )
         raise RequestError(
             f"{len(groups)} group(s) of images leave nothing to "
-            f"{'learn from' if not split.train else 'validate on'}; two groups at least are needed, and data.blocks "
-            "cuts a large image into several"
+            f"{'learn from' if not split.train else 'validate on'}; two groups at least are needed, and {way}"
         )
     check_leaks(split)
     return split
 
 
 def held_back(scenes: Sequence[Scene]) -> str:
-    """The groups of scenes that were held back, as a model's card says it."""
+    """The groups of scenes that were held back, as a model's card says it: of many, the first and a hash of all."""
     groups = sorted({scene.group for scene in scenes})
-    more = f" and {len(groups) - 20} more" if len(groups) > 20 else ""
+    more = f" and {len(groups) - 20} more ({_hash('/'.join(groups))[:12]})" if len(groups) > 20 else ""
     return f"held back: {', '.join(groups[:20])}{more}"
 
 
@@ -167,10 +173,6 @@ def check_masks(scenes: tuple[Scene, ...], values: list[int], ignore: tuple[int,
 
 
 def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spacing | None) -> Scene:
-    match = re.search(data.group, image.stem)
-    group = match[match.re.groups and 1] if match else None
-    if group is None:
-        raise RequestError(f"the group pattern {data.group!r} does not match the image name {image.stem!r}")
     view = View.open(open_image(image), spacing)
     if data.shapes is not None:
         shared = _shares_shapes(data)
@@ -180,7 +182,16 @@ def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spaci
         assert data.masks is not None
         truth = _mask(image, view, data.masks)
     objects = _mask(image, view, data.instances, "ui") if data.instances is not None else None
-    return Scene(image.stem, group, view, truth, view.size.box, objects)
+    return Scene(image.stem, _group(image.stem, data.group), view, truth, view.size.box, objects)
+
+
+def _group(name: str, pattern: str | None) -> str:
+    """What a pattern finds in an image's name; all of it where there is none."""
+    match = re.search(pattern or "(.+)", name)
+    group = match[match.re.groups and 1] if match else None
+    if group is None:
+        raise RequestError(f"the group pattern {pattern!r} does not match the image name {name!r}")
+    return group
 
 
 def _shares_shapes(data: DataRecipe) -> bool:
@@ -210,12 +221,12 @@ def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
     raise RequestError(f"{image} has no {what}: expected {folder / image.stem} with any ending")
 
 
-def _cut(scene: Scene, side: int) -> list[Scene]:
-    """Squares of a scene, each a group of its own; those in which nothing is known are left out."""
+def _cut(scene: Scene, side: int, apart: bool) -> list[Scene]:
+    """Squares of a scene, each a group of its own or all in the scene's; those where nothing is known are left out."""
     parts = []
     for box in scene.boxes(side):
         name = f"{scene.name}@{box.y // side},{box.x // side}"
-        part = replace(scene, name=name, group=name, area=box)
+        part = replace(scene, name=name, group=name if apart else scene.group, area=box)
         if any((part.truth.values(piece) != IGNORE).any() for piece in part.boxes()):
             parts.append(part)
     return parts
@@ -230,23 +241,10 @@ def _same_content(one: str, other: str) -> bool:
 
 
 def _overlap(one: Scene, other: Scene) -> bool:
-    """Whether two scenes show the same place: of one image, or of the ground in one CRS."""
+    """Whether two scenes show the same place: of one image, or of the ground."""
     if one.image.path == other.image.path:
         return one.area.intersect(other.area) is not None and one.image.path != "<array>"
-    if one.view.georef.unit != "crs" or one.view.georef.crs != other.view.georef.crs:
-        return False
-    (left, top, right, bottom), (left2, top2, right2, bottom2) = _bounds(one), _bounds(other)
-    # Neighbours that share an edge do not overlap.
-    across, along = min(right, right2) - max(left, left2), min(top, top2) - max(bottom, bottom2)
-    narrow, short = min(right - left, right2 - left2), min(top - bottom, top2 - bottom2)
-    return across > 1e-6 * narrow and along > 1e-6 * short
-
-
-def _bounds(scene: Scene) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom in the world, y up."""
-    corners = np.array(box_corners(scene.view.georef, scene.area))
-    (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
-    return float(left), float(top), float(right), float(bottom)
+    return overlap(one.view.georef, one.area, other.view.georef, other.area)
 
 
 def _few(scenes: Sequence[Scene], limit: int | None) -> tuple[Scene, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,14 +19,13 @@ from torch.nn import functional as F
 
 from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
-from pipelines.pretrained import load_imagenet
+from pipelines.pretrained import IMAGENET_MEAN, IMAGENET_STD, expected_scale, load_imagenet, timm_weights
 from veca_core import VecaEncoder, load_model, load_official_encoder
 from veca_core.card import STEM
 from veca_core.weights import ENCODER_CARD, load_encoder
 
 OTHER_PATCH: Final = "the teacher {} has patches of {} px and the student of {}: make them alike"
-IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
-IMAGENET_STD: Final = (58.395, 57.12, 57.375)
+NO_TRANSFORMER: Final = "{!r} is no plain vision transformer; name another teacher smp:tu-{}"
 
 Weights = Literal["published", "random"]
 
@@ -124,21 +124,24 @@ def _conv(name: str, weights: Weights | Path, patch: int) -> Teacher:
         load_imagenet(body, name, cache_folder())
     elif isinstance(weights, Path):
         _fill(body, weights)
-    return ConvTeacher(body, level, (127.0,) * 3, (128.0,) * 3)
+    return ConvTeacher(body, level, *expected_scale(body, name))
 
 
 def _vit(name: str, weights: Weights | Path, patch: int) -> Teacher:
     if not re.match(STEM, name) or not timm.is_model(name):
         raise RequestError(f"timm has no model {name!r}")
+    made = partial(timm.create_model, name, num_classes=0, dynamic_img_size=True)
     try:
-        body: Any = timm.create_model(name, pretrained=weights == "published", num_classes=0, dynamic_img_size=True)
+        body: Any = made()
     except TypeError as error:
-        raise RequestError(f"{name!r} is no vision transformer; name convolutional teachers smp:tu-{name}") from error
-    except (OSError, RuntimeError) as error:
-        raise RequestError(f"the weights of {name!r} cannot be fetched; is there a network? Or name a file") from error
-    theirs = body.patch_embed.patch_size[0]
-    if theirs != patch:
-        raise RequestError(OTHER_PATCH.format(name, theirs, patch))
+        raise RequestError(NO_TRANSFORMER.format(name, name)) from error
+    theirs = getattr(getattr(body, "patch_embed", None), "patch_size", None)
+    if theirs is None or not hasattr(body, "num_prefix_tokens"):
+        raise RequestError(NO_TRANSFORMER.format(name, name))
+    if theirs[0] != patch:
+        raise RequestError(OTHER_PATCH.format(name, theirs[0], patch))
+    if weights == "published":
+        body = made(**timm_weights(name))
     if isinstance(weights, Path):
         _fill(body, weights)
     told = body.pretrained_cfg

@@ -38,7 +38,7 @@ class Thrift:
     again: bool = False
     """The inside of blocks is not kept for the gradients, but computed again: a third more work."""
     predicted: int | None = None
-    """Bytes that the process will hold at most."""
+    """Bytes that the process, or its tensors on a GPU, will hold at most."""
 
     def __str__(self) -> str:
         how = "the whole batch at once" if self.parts == 1 else f"a batch in {self.parts} parts"
@@ -67,13 +67,22 @@ class Saved:
         return int(kept + WORK * self.largest)
 
 
-def plan_thrift(saved: Saved, weights: int, batch: int, memory: int, held: int | None = None) -> Thrift:
+def held_before(device: torch.device) -> int:
+    """Bytes that are taken before the first step, and beside tensors: of a GPU's memory, or of the process's."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) + SCRATCH
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory() + SCRATCH
+    return resident() + SCRATCH
+
+
+def plan_thrift(saved: Saved, weights: int, batch: int, memory: int, held: int) -> Thrift:
     """The quickest way within `memory` bytes, where `saved` is what one crop keeps, of a network of `weights` bytes.
 
     What gives the same result comes first: blocks are computed twice before a batch is cut. `held`: bytes that are
     taken already. Raises RequestError where even a crop at a time does not fit.
     """
-    base = (resident() + SCRATCH if held is None else held) + STATES * weights
+    base = held + STATES * weights
     ways = [
         Thrift(parts, again, base + saved.total(again) * (batch // parts))
         for parts in range(1, batch + 1)

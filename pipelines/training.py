@@ -31,7 +31,7 @@ from pipelines.steps import Learner, not_finite
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.survey import doubts, measure_bands
 from pipelines.team import ALONE, Team
-from pipelines.thrift import plan_thrift
+from pipelines.thrift import held_before, plan_thrift
 from pipelines.validation import validate
 from veca_core.card import Bands
 
@@ -162,7 +162,9 @@ class Run:
             weights = sum(p.numel() * p.element_size() for p in self.learner.network.parameters() if p.requires_grad)
             share = self.recipe.schedule.batch // self.team.size
             # One plan for all: parts of unequal size would wait for each other for ever.
-            thrift = self.team.agreed(plan_thrift(self.learner.saved(crop), weights, share, memory))
+            saved = self.team.agreed(self.learner.saved(crop))
+            held = max(self.team.collected([held_before(self.device)]))
+            thrift = plan_thrift(saved, weights, share, memory, held)
             self.report(f"plan: {thrift}")
         self.learner.settle(thrift)
 

@@ -35,6 +35,12 @@ class SmpEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]
         self.cores: int | None = None
         self.encoder = self._build(3)
         self._describe()
+        least = len(self.encoder.stem.skip_channels) + 1
+        if depth < least:
+            raise ModelError(
+                f"VECA's patches lie at depth {least}: with encoder_depth={depth} only its stem would run; "
+                f"give {least} to {DEEPEST}"
+            )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """depth + 1 maps, finest first; sides of `images` (B, bands, H, W) are multiples of 2**depth."""

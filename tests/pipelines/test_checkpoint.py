@@ -42,6 +42,16 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) 
         read_checkpoint(path, CPU, "s")
 
 
+def test_what_cannot_be_saved_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a tensor without storage")
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(RuntimeError, match="a tensor without storage"):
+        write_checkpoint(tmp_path / "training.pt", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_training_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(
     veca: Veca,
     tmp_path: Path,

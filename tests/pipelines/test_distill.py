@@ -1,4 +1,4 @@
-"""Distillation: the paper's terms, teachers of every kind, and an encoder that a linear probe likes better."""
+"""Distillation: the paper's terms, teachers of every kind, and an encoder that comes to see what its teacher sees."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from labelled import content, recipe, write_data
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pipelines import distill, train
@@ -143,6 +145,34 @@ def test_a_vision_transformer_of_timm_teaches_its_class_token_and_patches() -> N
     torch.testing.assert_close(patches, F.layer_norm(tokens[:, 1:], (192,)))
 
 
+def test_a_teachers_published_weights_are_fetched_when_it_is_known_to_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def download(repository: str, filename: str, revision: str | None) -> str:  # noqa: ARG001
+        fetched.append(repository)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("pipelines.pretrained.hf_hub_download", download)
+    published = timm.create_model("vit_tiny_patch16_224")
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(RequestError, match="make them alike"):
+        load_teacher("timm:vit_tiny_patch16_224", "published", 8, 3)
+    assert not fetched
+    teacher = load_teacher("timm:vit_tiny_patch16_224", "published", 16, 3)
+    assert fetched == ["timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"]
+    for name, value in teacher.body.state_dict().items():
+        assert torch.equal(value, published.state_dict()[name]), name
+    assert teacher.mean.flatten().tolist() == teacher.std.flatten().tolist() == [127.5] * 3
+
+
+def test_a_convolutional_teacher_sees_pixels_at_the_scale_of_its_weights() -> None:
+    teacher = load_teacher("smp:resnet18", "random", 16, 3)
+    assert teacher.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert load_teacher("smp:tu-tf_efficientnet_lite0", "random", 16, 3).std.flatten().tolist() == [128] * 3
+
+
 def test_a_convolutional_teacher_has_a_feature_for_each_patch() -> None:
     teacher = load_teacher("smp:resnet18", "random", 16, 3)
     pixels = torch.randint(0, 256, (1, 3, 48, 80), dtype=torch.uint8)
@@ -169,12 +199,13 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         ({"teacher": "smp:resnet0"}, "'resnet0' is no encoder"),
         ({"teacher": "timm:vit_nowhere"}, "timm has no model 'vit_nowhere'"),
         ({"teacher": "timm:hf-hub:someone/x"}, "timm has no model"),
-        ({"teacher": "timm:resnet18"}, "is no vision transformer; name convolutional teachers smp:"),
+        ({"teacher": "timm:resnet18"}, "is no plain vision transformer; name another teacher smp:tu-resnet18"),
+        ({"teacher": "timm:swin_tiny_patch4_window7_224"}, "is no plain vision transformer"),
         ({"teacher": "timm:vit_tiny_patch16_224", "network": {"stem": "patch", "overrides": {**SMALL, "patch": 8}}},
          "has patches of 16 px and the student of 8: make them alike"),
         ({"network": {"stem": "patch", "overrides": {**SMALL, "patch": 14}}}, "the student has 14"),
         ({"teacher": "veca:nowhere", "teacher_weights": "published"}, "there is no model 'nowhere'"),
-        ({"teacher_weights": "published"}, "no ImageNet weights are known"),
+        ({"teacher": "smp:tu-legacy_seresnet18", "teacher_weights": "published"}, "no weights are published"),
         ({"teacher_weights": "missing.safetensors"}, "does not hold the teacher's weights"),
         ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, "has 3 bands; the model reads 1"),
         ({"images": ["nowhere"]}, "there is no file or folder"),

@@ -14,11 +14,8 @@ import tifffile
 
 from pipelines.errors import RequestError
 from pipelines.fetch import WheelFile, cache_folder, fetch
-from pipelines.pretrained import load_imagenet
 from pipelines.samples import SAMPLES, draw_slide, samples
 from tiling import Box, open_image
-from veca_core import VecaConfig
-from veca_core.stem import build_stem
 
 CONTENT = b"a picture, of sorts"
 
@@ -147,9 +144,3 @@ def test_the_real_samples_are_a_slide_and_a_raster_at_their_published_pixel_size
     spacing = ground.georef.spacing(ground.levels[0].size)
     assert spacing is not None
     assert spacing.x == pytest.approx(0.1, rel=0.01)
-
-
-def test_imagenet_weights_fit_three_bands_and_a_known_stem() -> None:
-    config = VecaConfig(dim=48, layers=1, heads=3)
-    with pytest.raises(RequestError, match="no ImageNet weights are known for the stem 'resnet18'; they are for tu-tf"):
-        load_imagenet(build_stem("resnet18", config).body, "resnet18", cache_folder())

@@ -15,7 +15,7 @@ from labelled import content, recipe, write_data
 from pipelines import train
 from pipelines.errors import RequestError
 from pipelines.steps import Learner
-from pipelines.thrift import Saved, Thrift, plan_thrift
+from pipelines.thrift import SCRATCH, Saved, Thrift, held_before, plan_thrift
 from pipelines.training import Run
 
 CPU = torch.device("cpu")
@@ -94,6 +94,13 @@ def test_what_changes_no_result_comes_first() -> None:
     assert ways(1069) == ways(1035) == (4, True)
     with pytest.raises(RequestError, match=r"a crop at a time, and --memory is 0.00 GiB; give more"):
         ways(1034)
+
+
+def test_a_gpus_bound_counts_the_gpus_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.thrift.resident", lambda: 1000)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 10 + device.index)
+    assert held_before(CPU) == 1000 + SCRATCH
+    assert held_before(torch.device("cuda:1")) == 11 + SCRATCH
 
 
 def test_the_peak_stays_within_the_bound(data: Path, tmp_path: Path) -> None:

@@ -216,6 +216,19 @@ def test_crops_of_several_sides_and_every_loss_train(data: Path, tmp_path: Path)
     assert all(float(row["loss"]) > 0 for row in log(tmp_path))
 
 
+def test_a_model_of_crops_of_several_sides_is_scored_with_larger_windows(data: Path, tmp_path: Path, veca: Any) -> None:
+    made = recipe(data, schedule={**content()["schedule"], "crop": [32, 64, 96], "steps": 20, "validate_every": 20})
+    trained = train(made, tmp_path / "run", device="cpu")
+    command = ["evaluate", trained.folder, data / "recipe.yaml", "--cores", 16, "--device", "cpu", "--json"]
+    scores = []
+    for window in (64, 96):
+        said = veca(*command, "--window", window)
+        assert said.status == 0, said.err
+        scores.append(json.loads(said.out)["scores"][0]["mean_iou"])
+    assert scores[0] == pytest.approx(trained.mean_iou, abs=1e-4), "at its own window"
+    assert scores[1] == pytest.approx(scores[0], abs=0.1)
+
+
 def test_what_will_hardly_be_meant_is_said_and_a_class_without_any_pixel_is_refused(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     extra = {"value": 7, "name": "unseen", "color": "#FF0000"}

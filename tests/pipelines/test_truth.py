@@ -21,7 +21,7 @@ from shapely.geometry import Polygon, box, mapping
 from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
 from pipelines.errors import RequestError
-from pipelines.scenes import IGNORE, Scene, check_leaks, class_lookup, find_scenes, split_scenes
+from pipelines.scenes import IGNORE, Scene, check_leaks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.truth import MaskTruth, ShapeTruth
 from tiling import Box, Spacing, View, open_image
 from tiling.readers.array import ArraySource
@@ -240,6 +240,31 @@ def test_one_large_image_is_split_by_blocks_and_no_crop_reaches_into_another(tmp
             assert len(np.unique(image)) == 1
 
 
+def test_blocks_of_images_of_one_group_stay_together(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    recipe = DataRecipe(images=data / "images", masks=data / "masks", blocks=64)
+    grouped = recipe.model_copy(update={"group": "(case[0-9])"})
+    apart, together = (find_scenes(made) for made in (recipe, grouped))
+    assert [scene.name for scene in apart] == [scene.name for scene in together]
+    assert [scene.group for scene in apart] == [scene.name for scene in apart]
+    assert [scene.group for scene in together] == [scene.name.partition("_")[0] for scene in together]
+    assert {scene.group for scene in split_scenes(together, grouped).train} == {"case0", "case1"}
+    alone = recipe.model_copy(update={"group": "(case)"})
+    with pytest.raises(RequestError, match=r"two groups at least are needed, and without data\.group each"):
+        split_scenes(find_scenes(alone), alone)
+
+
+def test_of_many_groups_held_back_every_one_counts() -> None:
+    pixels = ArraySource(np.zeros((1, 1), np.uint8))
+    scenes = [Scene.whole(f"{i:02}", f"{i:02}", pixels, pixels) for i in range(30)]
+    assert held_back(scenes[:20]) == f"held back: {', '.join(f'{i:02}' for i in range(20))}"
+    told = [held_back(scenes[:25]), held_back([*scenes[:24], scenes[29]]), held_back(scenes[24::-1])]
+    assert told[0] != told[1]
+    assert told[0] == told[2]
+    assert told[0].startswith("held back: 00, 01, ")
+    assert " and 5 more (" in told[0]
+
+
 def test_the_same_file_under_two_names_does_not_slip_through(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     for folder in ("images", "masks"):
@@ -249,17 +274,26 @@ def test_the_same_file_under_two_names_does_not_slip_through(tmp_path: Path) -> 
         split_scenes(find_scenes(recipe), recipe)
 
 
-@pytest.mark.parametrize(("east", "leaks"), [(49.0, True), (50.0, False), (80.0, False)])
-def test_rasters_that_overlap_on_the_ground_are_not_split(tmp_path: Path, east: float, leaks: bool) -> None:
+@pytest.mark.parametrize(
+    ("crs", "left", "leaks"),
+    [
+        ("EPSG:32633", 263_579, True),
+        ("EPSG:32633", 263_580, False),
+        ("EPSG:32633", 263_610, False),
+        ("EPSG:32632", 736_430, True),
+        ("EPSG:32632", 736_500, False),
+    ],
+)
+def test_rasters_that_overlap_on_the_ground_are_not_split(tmp_path: Path, crs: str, left: float, leaks: bool) -> None:
+    """One raster of 50 m at 12 degrees east, where zones 32 and 33 meet, and one beside it."""
     scenes = []
-    for name, left in (("a", 0.0), ("b", east)):
-        path = tmp_path / f"{name}.tif"
+    for name, zone, west in (("a", "EPSG:32633", 263_530.0), ("b", crs, left)):
         with rasterio.open(
-            path, "w", driver="GTiff", width=100, height=100, count=1, dtype="uint8", crs="EPSG:32633",
-            transform=Affine(0.5, 0, 500_000 + left, 0, -0.5, 5_000_050),
+            tmp_path / f"{name}.tif", "w", driver="GTiff", width=100, height=100, count=1, dtype="uint8", crs=zone,
+            transform=Affine(0.5, 0, west, 0, -0.5, 4_987_350),
         ) as file:  # fmt: skip
             file.write(np.full((1, 100, 100), len(scenes), np.uint8))
-        image = open_image(path)
+        image = open_image(tmp_path / f"{name}.tif")
         scenes.append(Scene.whole(name, name, image, image))
     recipe = DataRecipe(images=tmp_path, masks=tmp_path, validate_on=("b",))
     if leaks:

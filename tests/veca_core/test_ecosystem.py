@@ -36,6 +36,11 @@ def test_decoders_of_that_library_take_it(name: str, make: Any, depth: int | Non
     assert unet.encoder.encoder.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
+def test_a_depth_that_leaves_the_patches_out_is_refused() -> None:
+    with pytest.raises(ModelError, match="patches lie at depth 4: with encoder_depth=3 only its stem would run"):
+        smp.Unet("veca_tiny", encoder_weights=None, encoder_depth=3, decoder_channels=(64, 32, 16))
+
+
 def test_its_maps_have_the_strides_and_widths_that_it_promises() -> None:
     encoder = smp.encoders.get_encoder("veca_tiny_lite0", in_channels=3, depth=5, weights=None).eval()
     images = torch.randn(1, 3, 96, 64)
