@@ -26,9 +26,10 @@ from PIL import Image
 from places import model, seeded_network
 
 from pipelines import Bundle, Options, segment, segment_all
-from pipelines.crew import _folders
+from pipelines.crew import Crew, _folders
 from pipelines.distribute import AHEAD, Team, cut
 from pipelines.errors import RequestError
+from pipelines.progress import quiet
 from pipelines.segmentation import Failure
 from pipelines.worker import ModelTicket, NotJoinedError, joined
 from tiling import ImageError, Size
@@ -430,6 +431,17 @@ def test_a_scheduler_that_goes_away_ends_the_run_in_one_line_and_another_goes_on
     bundle = segment(scene, used, tmp_path / "out", on(workers))
     assert bundle.run.resumed_blocks >= 1
     assert content(bundle) == content(local)
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "command"), [(False, "the same command"), (True, "the same command without --overwrite")]
+)
+def test_a_run_that_started_anew_is_not_told_to_do_so_again(
+    used: Model, tmp_path: Path, *, overwrite: bool, command: str
+) -> None:
+    options = Options(dask="a.json", overwrite=overwrite)
+    crew = Crew(None, used, options, tmp_path, [], quiet)  # type: ignore[arg-type]
+    assert crew.gone == f"the Dask scheduler at a.json is gone; {command} goes on from here when it is back"
 
 
 def test_a_gpu_of_one_machine_and_pixels_in_memory_cannot_be_sent_to_a_cluster(used: Model, tmp_path: Path) -> None:
