@@ -247,12 +247,17 @@ class Team:
             with self._lock:
                 del self.desks[order.name]
 
-    def _hear(self, event: tuple[float, tuple[str, int, int, int, int, int]]) -> None:
-        """A worker has stored a block; runs in the client's event loop, so it only passes that on."""
-        name, y, x, height, width, crc = event[1]
+    def _hear(self, event: tuple[float, tuple[Any, ...]]) -> None:
+        """A worker has begun a task or stored a block; runs in the client's event loop, so it only passes that on."""
+        name, kind, *what = event[1]
         desk = self.desks.get(name)
-        if desk is not None:
-            desk.hear({Box(y, x, height, width): crc})
+        if desk is None:
+            return
+        if kind == "begun":
+            desk.hear_begun(*what)
+        else:
+            y, x, height, width, crc = what
+            desk.hear_stored({Box(y, x, height, width): crc})
 
     def _watch(self) -> None:
         """Looks who is there, until the run is over; tells everybody where the scheduler is gone."""

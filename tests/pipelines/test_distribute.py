@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,8 +19,8 @@ import psutil
 import pytest
 import tifffile
 import torch
-from clusters import ANOTHER_VERSION, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
-from distributed import Client
+from clusters import ANOTHER_VERSION, DEADLY, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
+from distributed import Client, KilledWorker
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,11 +28,12 @@ from places import model, seeded_network
 
 from pipelines import Bundle, Options, segment, segment_all
 from pipelines.crew import Crew, _folders
+from pipelines.desk import _is_excused
 from pipelines.distribute import AHEAD, Team, cut
 from pipelines.errors import RequestError
 from pipelines.progress import quiet
 from pipelines.segmentation import Failure
-from pipelines.worker import ModelTicket, NotJoinedError, joined
+from pipelines.worker import ModelTicket, NotJoinedError, _Floor, joined
 from tiling import ImageError, Size
 from tiling.grid import blocks
 from veca_core import Model, load_model, save_model
@@ -354,6 +356,65 @@ def one_worker(of: Cluster, *words: object, **how: object) -> Iterator[None]:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             wait_for(lambda: not looking.nthreads())
+
+
+@pytest.mark.parametrize(
+    ("threads", "names"),
+    [(1, ("deadly", "a", "b", "c")), (2, ("deadly-late", "slow", "b", "c"))],
+    ids=["what waited on the worker", "what ran beside it"],
+)
+def test_an_image_that_kills_workers_fails_alone(
+    used: Model, tmp_path: Path, threads: int, names: tuple[str, ...]
+) -> None:
+    """Dask blames all that the worker had."""
+    images = [write_scene(tmp_path / f"{name}.png", 400, 500) for name in names]
+    with cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as strict:
+        strict.add("--nthreads", threads, preload=DEADLY)
+        failed, *others = segment_all(images, used, tmp_path / "out", on(strict))
+    assert isinstance(failed, Failure)
+    assert "workers died at the same blocks, 1 in turn; if they ran out of memory, give them less" in failed.reason
+    assert [type(other) for other in others] == [Bundle] * 3
+
+
+@pytest.mark.parametrize(
+    ("begun", "excused"),
+    [([], True), ([True] * 3, True), ([True] * 3 + [False], True), ([True] * 4, False)],
+    ids=["waited each time", "waited once", "not alone once", "alone each time"],
+)
+def test_a_piece_is_blamed_that_was_at_work_alone_on_each_worker_that_died(begun: list[bool], *, excused: bool) -> None:
+    assert _is_excused(begun, KilledWorker("key", None, 3)) is excused
+
+
+def test_a_task_that_is_to_be_alone_waits_for_others_and_others_for_it() -> None:
+    floor, order = _Floor(), list[str]()
+
+    def take(name: str, *, alone: bool, until: threading.Event) -> threading.Thread:
+        def run() -> None:
+            with floor.taken(alone=alone):
+                order.append(name)
+                assert until.wait(PATIENCE)
+                order.append(f"{name} ends")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    first, second = threading.Event(), threading.Event()
+    threads = [take(name, alone=False, until=first) for name in ("a", "b")]
+    wait_for(lambda: sorted(order) == ["a", "b"])
+    threads.append(take("alone", alone=True, until=second))
+    wait_for(lambda: floor._reserved)
+    threads.append(take("c", alone=False, until=second))
+    time.sleep(0.1)
+    assert sorted(order) == ["a", "b"]
+    first.set()
+    wait_for(lambda: "alone" in order)
+    time.sleep(0.1)
+    assert order[4:] == ["alone"]
+    second.set()
+    for thread in threads:
+        thread.join()
+    assert order[4:] == ["alone", "alone ends", "c", "c ends"]
 
 
 @pytest.mark.parametrize(
