@@ -151,7 +151,7 @@ class Team:
         """
         missing = [block for block in canvas.blocks if not canvas.is_done(block)]
         done, total, peak = job.blocks - len(missing), job.blocks, 0
-        order = self._order(job, canvas)
+        order, told = self._order(job, canvas), set[str]()
 
         def note(stored: dict[Box, int]) -> None:
             fresh = {box: crc for box, crc in stored.items() if not canvas.is_done(box)}
@@ -172,7 +172,9 @@ class Team:
                     peak = max(peak, piece.peak)
                     clock.add(piece.seconds)
                     for line in piece.steps_down:
-                        stepped_down(line)
+                        if line not in told:  # each piece begins with the whole batch
+                            told.add(line)
+                            stepped_down(line)
                 missing = [box for box in missing if not canvas.is_done(box)]
                 if not missing:
                     missing = next(desk.ask([partial(worker.finish_labels, order)], gated=False))

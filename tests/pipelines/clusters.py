@@ -23,6 +23,25 @@ ANOTHER_VERSION = (
 )
 SMALL_BLOCKS = "import pipelines.planner\npipelines.planner.BLOCKS = (512,)\n"
 """A preload after which images of a thousand pixels make several blocks."""
+OUT_OF_MEMORY = (
+    SMALL_BLOCKS
+    + """
+import dataclasses
+import torch
+from pipelines import inference, worker
+
+def plan(*arguments, true=worker.make_plan):
+    return dataclasses.replace(true(*arguments), batch=4)
+
+def run(self, pixels, true=inference.Predictor._run):
+    if self.batch * pixels.shape[1] * pixels.shape[2] > 2 * 128 * 128:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return true(self, pixels)
+
+worker.make_plan, inference.Predictor._run = plan, run
+"""
+)
+"""A preload after which plans have batches of four, and a worker has memory for two windows of 128 px."""
 DEADLY = (
     SMALL_BLOCKS
     + """

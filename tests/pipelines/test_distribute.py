@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tifffile
 import torch
-from clusters import ANOTHER_VERSION, DEADLY, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
+from clusters import ANOTHER_VERSION, DEADLY, OUT_OF_MEMORY, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
 from distributed import Client, KilledWorker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -356,6 +356,21 @@ def one_worker(of: Cluster, *words: object, **how: object) -> Iterator[None]:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             wait_for(lambda: not looking.nthreads())
+
+
+def test_a_worker_that_runs_out_of_memory_steps_down_and_the_client_tells_once(
+    waiting: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    said = list[str]()
+    wide = replace(used, card=used.card.model_copy(update={"window": 256}))
+    with one_worker(waiting, preload=OUT_OF_MEMORY):
+        halved = segment(scene, used, tmp_path / "batch", on(waiting), report=said.append)
+        anew = segment(scene, wide, tmp_path / "window", on(waiting), report=said.append)
+    assert halved.run.steps_down == ("out of memory on cpu: batch 4 -> 2",), "once, though all pieces step down"
+    assert halved.areas() == local.areas()
+    assert anew.run.steps_down == ("out of memory on cpu: window 256 px -> 128 px, started anew",)
+    assert content(anew) == content(local)
+    assert [line for line in said if "out of memory" in line] == [*halved.run.steps_down, *anew.run.steps_down]
 
 
 @pytest.mark.parametrize(
