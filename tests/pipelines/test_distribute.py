@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,12 @@ from places import model, seeded_network
 
 from pipelines import Bundle, Options, segment, segment_all
 from pipelines.crew import Crew, _folders
-from pipelines.desk import _is_excused
+from pipelines.desk import Desk, Task, _is_excused
 from pipelines.distribute import AHEAD, Team, cut
 from pipelines.errors import RequestError
 from pipelines.progress import quiet
 from pipelines.segmentation import Failure
-from pipelines.worker import ModelTicket, NotJoinedError, _Floor, joined
+from pipelines.worker import ModelTicket, NotJoinedError, Piece, _Floor, joined
 from tiling import ImageError, Size
 from tiling.grid import blocks
 from veca_core import Model, load_model, save_model
@@ -244,6 +244,47 @@ def test_images_are_interleaved_and_one_that_fails_ends_nothing(
             assert content(result) == content(alone)
             assert set(result.run.damage) == set(alone.run.damage)
             assert bool(alone.run.damage) == (image.name == "damaged.tif")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with a number for each piece that is done: that of its image."""
+    done, ask = list[int](), Desk.ask
+
+    def recorded(self: Desk, tasks: Iterable[Task], *, gated: bool = True) -> Iterator[object]:
+        for answer in ask(self, tasks, gated=gated):
+            if isinstance(answer, Piece):
+                done.append(-self.priority)
+            yield answer
+
+    monkeypatch.setattr(Desk, "ask", recorded)
+    return done
+
+
+def test_pieces_of_a_second_image_are_done_before_the_last_of_the_first(
+    workers: Cluster, used: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int]
+) -> None:
+    monkeypatch.setattr("pipelines.distribute.SIDES", ())
+    images = [write_scene(tmp_path / f"{i}.png", 1500, 2000, seed=i) for i in range(2)]
+    assert all(isinstance(r, Bundle) for r in segment_all(images, used, tmp_path / "out", on(workers)))
+    assert sorted(answers) == [1] * 12 + [2] * 12
+    last_of_the_first = max(at for at, image in enumerate(answers) if image == 1)
+    assert answers.index(2) < last_of_the_first, answers
+
+
+def test_blocks_count_before_their_piece_is_done(
+    workers: Cluster,
+    scene: Path,
+    used: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[int],
+) -> None:
+    monkeypatch.setattr("pipelines.distribute.SPREAD", 0)
+    ticks = list[tuple[int, int]]()
+    segment(scene, used, tmp_path, on(workers), tick=lambda done, _: ticks.append((done, len(answers))))
+    assert answers == [1], "one piece of nine blocks"
+    assert len({done for done, pieces in ticks if 0 < done < 9 and not pieces}) > 3
 
 
 def test_a_run_that_is_interrupted_or_killed_takes_its_work_back_and_goes_on_from_there(
