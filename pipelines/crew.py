@@ -75,7 +75,8 @@ class Crew:
     @property
     def gone(self) -> str:
         """What to say where the scheduler is gone."""
-        return f"the Dask scheduler at {self.address} is gone; the same command goes on from here when it is back"
+        command = "the same command without --overwrite" if self.options.overwrite else "the same command"
+        return f"the Dask scheduler at {self.address} is gone; {command} goes on from here when it is back"
 
     def assemble(self) -> None:
         """Waits for the first workers; raises RequestError where none come, or none of them can take part."""

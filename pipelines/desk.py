@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 from uuid import uuid4
 
 import cloudpickle
-from distributed import Client, Future, KilledWorker
+from distributed import CancelledError, Client, Future, KilledWorker
 
 from pipelines.cluster import carried
 from pipelines.crew import Crew
 from pipelines.errors import RequestError
-from pipelines.worker import NotJoinedError
+from pipelines.worker import NotJoinedError, take_turn
 from tiling import Box, ImageError
 
 Task = partial[Any]
 ATTEMPTS: Final = 20
-"""How often a task may land on a worker that has not joined."""
+"""How often a task may land on a worker that has not joined, or be lost with workers that others ended."""
+
+_DEADLY: Final = (
+    "workers died at the same blocks, {} in turn; if they ran out of memory, give them less to do at once (--memory, "
+    "or fewer threads a worker)"
+)
 
 
 class Gate:
@@ -77,10 +82,14 @@ class _Sent:
     only: frozenset[str] | None = None
     """The workers that may do it; None: any."""
     attempts: int = 0
+    begun: list[bool] = field(default_factory=list)
+    """For each worker that began it: whether it was alone there."""
+    alone: bool = False
+    """Whether nothing may run beside it: it may be what ends workers."""
 
 
 class Desk:
-    """Used by the one thread that looks after an image; `hear` and `wake` are called by others."""
+    """Used by the one thread that looks after an image; `hear_...` and `wake` are called by others."""
 
     def __init__(
         self, client: Client, crew: Crew, gate: Gate, priority: int, note: Callable[[dict[Box, int]], None]
@@ -92,12 +101,16 @@ class Desk:
         """Of its tasks: those of images that were opened earlier come first."""
         self.note = note
         """Called with the blocks that workers have stored."""
-        self._inbox: SimpleQueue[Future[Any] | dict[Box, int] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Future[Any] | dict[Box, int] | _Begun | None] = SimpleQueue()
         self._pending: dict[str, _Sent] = {}
 
-    def hear(self, stored: dict[Box, int]) -> None:
+    def hear_stored(self, stored: dict[Box, int]) -> None:
         """A worker has stored blocks."""
         self._inbox.put(stored)
+
+    def hear_begun(self, key: str, alone: bool) -> None:
+        """A worker has begun a task, and runs nothing else meanwhile, or may."""
+        self._inbox.put(_Begun(key, alone))
 
     def wake(self) -> None:
         """Something has changed: the workers that are there, or the run is over."""
@@ -106,7 +119,8 @@ class Desk:
     def ask(self, tasks: Iterable[Task], *, gated: bool = True) -> Iterator[Any]:
         """The answers to all tasks, as they come; raises what a task raised.
 
-        Where a worker is lost, Dask has another do its task.
+        Where a worker is lost, Dask has another do its task. Of those that are lost with several workers in turn, one
+        that was at work alone each time fails; others are sent again.
         """
         waiting = [_Sent(task, gated) for task in tasks][::-1]
         while waiting or self._pending:
@@ -118,10 +132,13 @@ class Desk:
                     waiting += [self._taken_back(key) for key in self._stranded()]
                 elif future.key in self._pending:
                     sent = self._taken_back(future.key)
-                    if self._failed_to_start(future, sent):
+                    try:
+                        answer = _answer(future, sent)
+                    except Exception as error:
+                        self._excuse(sent, error)
                         waiting.append(sent)
                     else:
-                        yield future.result()
+                        yield answer
 
     def close(self) -> None:
         """Takes back what nobody waits for any more."""
@@ -131,11 +148,11 @@ class Desk:
                 self.client.cancel(futures, force=True)
 
     def _send(self, sent: _Sent) -> None:
-        sent.only = self.crew.only()
+        sent.only, sent.begun = self.crew.only(), []
         name = f"veca-{sent.task.func.__name__}-{uuid4().hex}"
         sent.future = self.client.submit(
             carried(),
-            cloudpickle.dumps(sent.task),
+            cloudpickle.dumps(partial(take_turn, sent.task, alone=sent.alone)),
             key=name,
             pure=False,
             priority=self.priority,
@@ -159,28 +176,54 @@ class Desk:
         stored = {box: crc for message in came if isinstance(message, dict) for box, crc in message.items()}
         if stored:
             self.note(stored)
-        return [message for message in came if not isinstance(message, dict)]
+        for message in came:
+            if isinstance(message, _Begun) and message.key in self._pending:
+                self._pending[message.key].begun.append(message.alone)
+        return [message for message in came if not isinstance(message, dict | _Begun)]
 
-    def _failed_to_start(self, future: Future[Any], sent: _Sent) -> bool:
-        """Whether a task met a worker that has not joined; it may by now. Raises what else went wrong."""
-        if future.status == "error":
-            error = future.exception()
-            if isinstance(error, NotJoinedError | ImportError) and sent.attempts < ATTEMPTS:
-                sent.attempts += 1
-                self.crew.look()
-                return True
-            if isinstance(error, KilledWorker):
-                raise ImageError(
-                    "several workers in turn died at the same blocks; if they ran out of memory, give them less to do "
-                    "at once (--memory, or fewer threads a worker)"
-                )
-            raise error
-        if future.status != "finished":  # cancelled, and not by us
+    def _excuse(self, sent: _Sent, error: Exception) -> None:
+        """Readies a task for another try; raises what went wrong, where that is no fault of others."""
+        if isinstance(error, CancelledError):  # and not by us
             self.gate.check()
-            raise RequestError(self.crew.gone)
-        return False
+            raise RequestError(self.crew.gone) from error
+        if isinstance(error, KilledWorker):
+            sent.alone = sent.alone or bool(sent.begun)
+        if sent.attempts < ATTEMPTS and _is_excused(sent.begun, error):
+            sent.attempts += 1
+            self.crew.look()
+        elif isinstance(error, KilledWorker):
+            raise ImageError(_DEADLY.format(error.allowed_failures + 1)) from error
+        else:
+            raise error
 
     def _stranded(self) -> list[str]:
         """Tasks that only workers may do which are all gone, while others are there."""
         here = self.crew.only() or frozenset(self.crew.members)
         return [key for key, sent in self._pending.items() if here and sent.only and not sent.only & here]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A worker's word that the turn of a task has come."""
+
+    key: str
+    alone: bool
+    """Whether nothing runs beside it in that process."""
+
+
+def _answer(future: Future[Any], sent: _Sent) -> Any:
+    """What a task gave; raises what it raised."""
+    if future.status == "finished":
+        sent.begun = []  # should the answer be lost with a worker, then others ended that
+    return future.result()
+
+
+def _is_excused(begun: Sequence[bool], error: Exception) -> bool:
+    """Whether the task need not be what went wrong: the worker had not joined yet, or others may have ended it.
+
+    Dask blames all that lost workers had, also what waited there or ran beside. `begun`: on which of them the task had
+    begun, and whether alone.
+    """
+    if isinstance(error, KilledWorker):
+        return len(begun) <= error.allowed_failures or not all(begun)
+    return isinstance(error, NotJoinedError | ImportError)

@@ -151,7 +151,7 @@ class Team:
         """
         missing = [block for block in canvas.blocks if not canvas.is_done(block)]
         done, total, peak = job.blocks - len(missing), job.blocks, 0
-        order = self._order(job, canvas)
+        order, told = self._order(job, canvas), set[str]()
 
         def note(stored: dict[Box, int]) -> None:
             fresh = {box: crc for box, crc in stored.items() if not canvas.is_done(box)}
@@ -172,7 +172,9 @@ class Team:
                     peak = max(peak, piece.peak)
                     clock.add(piece.seconds)
                     for line in piece.steps_down:
-                        stepped_down(line)
+                        if line not in told:  # each piece begins with the whole batch
+                            told.add(line)
+                            stepped_down(line)
                 missing = [box for box in missing if not canvas.is_done(box)]
                 if not missing:
                     missing = next(desk.ask([partial(worker.finish_labels, order)], gated=False))
@@ -247,12 +249,17 @@ class Team:
             with self._lock:
                 del self.desks[order.name]
 
-    def _hear(self, event: tuple[float, tuple[str, int, int, int, int, int]]) -> None:
-        """A worker has stored a block; runs in the client's event loop, so it only passes that on."""
-        name, y, x, height, width, crc = event[1]
+    def _hear(self, event: tuple[float, tuple[Any, ...]]) -> None:
+        """A worker has begun a task or stored a block; runs in the client's event loop, so it only passes that on."""
+        name, kind, *what = event[1]
         desk = self.desks.get(name)
-        if desk is not None:
-            desk.hear({Box(y, x, height, width): crc})
+        if desk is None:
+            return
+        if kind == "begun":
+            desk.hear_begun(*what)
+        else:
+            y, x, height, width, crc = what
+            desk.hear_stored({Box(y, x, height, width): crc})
 
     def _watch(self) -> None:
         """Looks who is there, until the run is over; tells everybody where the scheduler is gone."""

@@ -13,14 +13,16 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from distributed import Worker, get_worker
+from distributed.utils import sync
 
 from pipelines.bundle import LABELS, SeamRecord
 from pipelines.confidence import layer_values
@@ -127,7 +129,7 @@ class Order:
     threads: int
     """torch threads of each piece."""
     topic: str
-    """Under which the scheduler is told of finished blocks."""
+    """Under which the scheduler is told of tasks that are begun, and of finished blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,51 @@ def plan_here(network: NetworkSize, image: Size, full_cores: int, best_window: i
     return make_plan(network, image, full_cores, best_window, wishes)
 
 
+def take_turn(task: partial[Any], *, alone: bool) -> Any:
+    """Does a task, one of those below; `alone`: while no other runs in this process.
+
+    The client is told before, so that it knows who was at work where a worker dies.
+    """
+    with _FLOOR.taken(alone=alone):
+        _tell_begun(task.args[0], alone=alone)
+        return task()
+
+
+def _tell_begun(order: Order, *, alone: bool) -> None:
+    worker = get_worker()
+    begun = [order.name, "begun", str(worker.get_current_task()), alone or worker.state.nthreads == 1]
+    # Not by Worker.log_event: that waits in a queue for a moment, and would be lost where the worker dies at once.
+    with contextlib.suppress(OSError):
+        sync(worker.loop, worker.scheduler.log_event, topic=order.topic, msg=begun)
+
+
+class _Floor:
+    """Taken by any number of tasks at once, or by one alone."""
+
+    def __init__(self) -> None:
+        self._takers = 0
+        self._reserved = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._reserved)
+            self._reserved = alone
+            self._changed.wait_for(lambda: not (alone and self._takers))
+            self._takers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._takers -= 1
+                self._reserved = self._reserved and not alone
+                self._changed.notify_all()
+
+
+_FLOOR: Final = _Floor()
+
+
 def predict_piece(order: Order, blocks: Sequence[Box]) -> Piece:
     """Labels some blocks and stores them, telling the scheduler of each; blocks that were noted meanwhile are left out.
 
@@ -264,7 +311,9 @@ def predict_piece(order: Order, blocks: Sequence[Box]) -> Piece:
             return False
         stored[block] = canvas.store(block, prediction.labels(values, NODATA), layer_values(prediction, canvas.layers))
         if not job.source.damage:  # which has to be told first: then the block waits for the end of the piece
-            worker.log_event(order.topic, [order.name, block.y, block.x, block.height, block.width, stored[block]])
+            worker.log_event(
+                order.topic, [order.name, "stored", block.y, block.x, block.height, block.width, stored[block]]
+            )
         return True
 
     predictor = open_predictor(job, steps_down.append)

@@ -23,6 +23,44 @@ ANOTHER_VERSION = (
 )
 SMALL_BLOCKS = "import pipelines.planner\npipelines.planner.BLOCKS = (512,)\n"
 """A preload after which images of a thousand pixels make several blocks."""
+OUT_OF_MEMORY = (
+    SMALL_BLOCKS
+    + """
+import dataclasses
+import torch
+from pipelines import inference, worker
+
+def plan(*arguments, true=worker.make_plan):
+    return dataclasses.replace(true(*arguments), batch=4)
+
+def run(self, pixels, true=inference.Predictor._run):
+    if self.batch * pixels.shape[1] * pixels.shape[2] > 2 * 128 * 128:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return true(self, pixels)
+
+worker.make_plan, inference.Predictor._run = plan, run
+"""
+)
+"""A preload after which plans have batches of four, and a worker has memory for two windows of 128 px."""
+DEADLY = (
+    SMALL_BLOCKS
+    + """
+import os
+import time
+from pipelines import worker
+
+def open_image(path, *arguments, true=worker.open_image, **how):
+    if "deadly" in path:
+        time.sleep(1 if "late" in path else 0)
+        os._exit(1)
+    if "slow" in path:
+        time.sleep(3)
+    return true(path, *arguments, **how)
+
+worker.open_image = open_image
+"""
+)
+"""A preload after which an image that is called deadly ends the process that opens it; a slow one takes its time."""
 
 
 def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -57,7 +95,8 @@ def program(*words: object, folder: Path, log: Path, **environment: str) -> Iter
 class Cluster:
     """A scheduler and its workers, in a folder of their own."""
 
-    def __init__(self, folder: Path, opened: ExitStack) -> None:
+    def __init__(self, folder: Path, opened: ExitStack, **environment: str) -> None:
+        """`environment` is the scheduler's."""
         self.folder = folder
         self.file = folder / "scheduler.json"
         self._opened = opened
@@ -65,7 +104,7 @@ class Cluster:
         # The scheduler needs no veca, so it gets none.
         without = self.preload("without_veca", WITHOUT_VECA)
         words = ("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", self.file)
-        self.scheduler = opened.enter_context(self._dask(*words, "--preload", without))
+        self.scheduler = opened.enter_context(self._dask(*words, "--preload", without, **environment))
         wait_for(self.file.exists)
 
     def preload(self, name: str, code: str) -> Path:
@@ -81,14 +120,16 @@ class Cluster:
         scratch = self.folder / f"scratch-{self._count}"
         return self._opened.enter_context(self._dask(*common, "--local-directory", scratch, *words, cwd=cwd))
 
-    def _dask(self, *words: object, cwd: Path | None = None) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    def _dask(
+        self, *words: object, cwd: Path | None = None, **environment: str
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]:
         log = self.folder / f"{words[0]}-{self._count}.log"
-        return program(DASK, *words, folder=cwd or self.folder, log=log, OMP_NUM_THREADS="1")
+        return program(DASK, *words, folder=cwd or self.folder, log=log, OMP_NUM_THREADS="1", **environment)
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """A scheduler without workers yet."""
+def cluster(folder: Path, **environment: str) -> Iterator[Cluster]:
+    """A scheduler without workers yet; `environment` is its own."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        yield Cluster(folder, opened)
+        yield Cluster(folder, opened, **environment)

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +19,21 @@ import psutil
 import pytest
 import tifffile
 import torch
-from clusters import ANOTHER_VERSION, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
-from distributed import Client
+from clusters import ANOTHER_VERSION, DEADLY, OUT_OF_MEMORY, PATIENCE, WITHOUT_VECA, Cluster, cluster, program, wait_for
+from distributed import Client, KilledWorker
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from places import model, seeded_network
 
 from pipelines import Bundle, Options, segment, segment_all
-from pipelines.crew import _folders
+from pipelines.crew import Crew, _folders
+from pipelines.desk import Desk, Task, _is_excused
 from pipelines.distribute import AHEAD, Team, cut
 from pipelines.errors import RequestError
+from pipelines.progress import quiet
 from pipelines.segmentation import Failure
-from pipelines.worker import ModelTicket, NotJoinedError, joined
+from pipelines.worker import ModelTicket, NotJoinedError, Piece, _Floor, joined
 from tiling import ImageError, Size
 from tiling.grid import blocks
 from veca_core import Model, load_model, save_model
@@ -243,6 +246,47 @@ def test_images_are_interleaved_and_one_that_fails_ends_nothing(
             assert bool(alone.run.damage) == (image.name == "damaged.tif")
 
 
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with a number for each piece that is done: that of its image."""
+    done, ask = list[int](), Desk.ask
+
+    def recorded(self: Desk, tasks: Iterable[Task], *, gated: bool = True) -> Iterator[object]:
+        for answer in ask(self, tasks, gated=gated):
+            if isinstance(answer, Piece):
+                done.append(-self.priority)
+            yield answer
+
+    monkeypatch.setattr(Desk, "ask", recorded)
+    return done
+
+
+def test_pieces_of_a_second_image_are_done_before_the_last_of_the_first(
+    workers: Cluster, used: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int]
+) -> None:
+    monkeypatch.setattr("pipelines.distribute.SIDES", ())
+    images = [write_scene(tmp_path / f"{i}.png", 1500, 2000, seed=i) for i in range(2)]
+    assert all(isinstance(r, Bundle) for r in segment_all(images, used, tmp_path / "out", on(workers)))
+    assert sorted(answers) == [1] * 12 + [2] * 12
+    last_of_the_first = max(at for at, image in enumerate(answers) if image == 1)
+    assert answers.index(2) < last_of_the_first, answers
+
+
+def test_blocks_count_before_their_piece_is_done(
+    workers: Cluster,
+    scene: Path,
+    used: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[int],
+) -> None:
+    monkeypatch.setattr("pipelines.distribute.SPREAD", 0)
+    ticks = list[tuple[int, int]]()
+    segment(scene, used, tmp_path, on(workers), tick=lambda done, _: ticks.append((done, len(answers))))
+    assert answers == [1], "one piece of nine blocks"
+    assert len({done for done, pieces in ticks if 0 < done < 9 and not pieces}) > 3
+
+
 def test_a_run_that_is_interrupted_or_killed_takes_its_work_back_and_goes_on_from_there(
     workers: Cluster, used: Model, tmp_path: Path
 ) -> None:
@@ -355,6 +399,80 @@ def one_worker(of: Cluster, *words: object, **how: object) -> Iterator[None]:
             wait_for(lambda: not looking.nthreads())
 
 
+def test_a_worker_that_runs_out_of_memory_steps_down_and_the_client_tells_once(
+    waiting: Cluster, scene: Path, used: Model, local: Bundle, tmp_path: Path
+) -> None:
+    said = list[str]()
+    wide = replace(used, card=used.card.model_copy(update={"window": 256}))
+    with one_worker(waiting, preload=OUT_OF_MEMORY):
+        halved = segment(scene, used, tmp_path / "batch", on(waiting), report=said.append)
+        anew = segment(scene, wide, tmp_path / "window", on(waiting), report=said.append)
+    assert halved.run.steps_down == ("out of memory on cpu: batch 4 -> 2",), "once, though all pieces step down"
+    assert halved.areas() == local.areas()
+    assert anew.run.steps_down == ("out of memory on cpu: window 256 px -> 128 px, started anew",)
+    assert content(anew) == content(local)
+    assert [line for line in said if "out of memory" in line] == [*halved.run.steps_down, *anew.run.steps_down]
+
+
+@pytest.mark.parametrize(
+    ("threads", "names"),
+    [(1, ("deadly", "a", "b", "c")), (2, ("deadly-late", "slow", "b", "c"))],
+    ids=["what waited on the worker", "what ran beside it"],
+)
+def test_an_image_that_kills_workers_fails_alone(
+    used: Model, tmp_path: Path, threads: int, names: tuple[str, ...]
+) -> None:
+    """Dask blames all that the worker had."""
+    images = [write_scene(tmp_path / f"{name}.png", 400, 500) for name in names]
+    with cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as strict:
+        strict.add("--nthreads", threads, preload=DEADLY)
+        failed, *others = segment_all(images, used, tmp_path / "out", on(strict))
+    assert isinstance(failed, Failure)
+    assert "workers died at the same blocks, 1 in turn; if they ran out of memory, give them less" in failed.reason
+    assert [type(other) for other in others] == [Bundle] * 3
+
+
+@pytest.mark.parametrize(
+    ("begun", "excused"),
+    [([], True), ([True] * 3, True), ([True] * 3 + [False], True), ([True] * 4, False)],
+    ids=["waited each time", "waited once", "not alone once", "alone each time"],
+)
+def test_a_piece_is_blamed_that_was_at_work_alone_on_each_worker_that_died(begun: list[bool], *, excused: bool) -> None:
+    assert _is_excused(begun, KilledWorker("key", None, 3)) is excused
+
+
+def test_a_task_that_is_to_be_alone_waits_for_others_and_others_for_it() -> None:
+    floor, order = _Floor(), list[str]()
+
+    def take(name: str, *, alone: bool, until: threading.Event) -> threading.Thread:
+        def run() -> None:
+            with floor.taken(alone=alone):
+                order.append(name)
+                assert until.wait(PATIENCE)
+                order.append(f"{name} ends")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    first, second = threading.Event(), threading.Event()
+    threads = [take(name, alone=False, until=first) for name in ("a", "b")]
+    wait_for(lambda: sorted(order) == ["a", "b"])
+    threads.append(take("alone", alone=True, until=second))
+    wait_for(lambda: floor._reserved)
+    threads.append(take("c", alone=False, until=second))
+    time.sleep(0.1)
+    assert sorted(order) == ["a", "b"]
+    first.set()
+    wait_for(lambda: "alone" in order)
+    time.sleep(0.1)
+    assert order[4:] == ["alone"]
+    second.set()
+    for thread in threads:
+        thread.join()
+    assert order[4:] == ["alone", "alone ends", "c", "c ends"]
+
+
 @pytest.mark.parametrize(
     ("preload", "reason"),
     [
@@ -430,6 +548,17 @@ def test_a_scheduler_that_goes_away_ends_the_run_in_one_line_and_another_goes_on
     bundle = segment(scene, used, tmp_path / "out", on(workers))
     assert bundle.run.resumed_blocks >= 1
     assert content(bundle) == content(local)
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "command"), [(False, "the same command"), (True, "the same command without --overwrite")]
+)
+def test_a_run_that_started_anew_is_not_told_to_do_so_again(
+    used: Model, tmp_path: Path, *, overwrite: bool, command: str
+) -> None:
+    options = Options(dask="a.json", overwrite=overwrite)
+    crew = Crew(None, used, options, tmp_path, [], quiet)  # type: ignore[arg-type]
+    assert crew.gone == f"the Dask scheduler at a.json is gone; {command} goes on from here when it is back"
 
 
 def test_a_gpu_of_one_machine_and_pixels_in_memory_cannot_be_sent_to_a_cluster(used: Model, tmp_path: Path) -> None:
