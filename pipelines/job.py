@@ -331,7 +331,9 @@ def remembered_plan(folder: Path, asked: str, fresh: Plan) -> Plan:
         plan = _with_memory_of(Plan(**content["plan"]), fresh)
     except (OSError, ValueError, KeyError, TypeError):
         return fresh
-    return plan if content["request"] == asked and plan.fits else fresh
+    # Who cannot multiply bfloat16 would go on with other numbers, and slowly.
+    able = plan.precision in ("float32", fresh.precision)
+    return plan if content["request"] == asked and plan.fits and able else fresh
 
 
 def _with_memory_of(plan: Plan, fresh: Plan) -> Plan:

@@ -12,6 +12,7 @@ import openslide
 import pytest
 import rasterio
 import tifffile
+import torch
 from affine import Affine
 from numpy.typing import NDArray
 from ome_zarr.io import parse_url
@@ -40,7 +41,8 @@ from rasterio.enums import ColorInterp
 
 from pipelines import Bundle, Options, segment
 from pipelines.errors import RequestError
-from tiling import NODATA, Box, ImageError, Spacing
+from pipelines.job import Job, remember_plan
+from tiling import NODATA, Box, ImageError, Spacing, open_image
 from tiling.exports import EXPORTS
 from tiling.lock import Busy
 from veca_core import Model, ModelError
@@ -552,6 +554,22 @@ def test_an_interrupted_run_keeps_its_plan_when_memory_has_become_scarcer(tmp_pa
     bundle = segment(image, model(), out, replace(PLAIN, memory=started["predicted"]))
     assert bundle.run.plan.block == started["block"]
     assert not (out / "x" / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("began", "goes_on", "precision"),
+    [(torch.bfloat16, torch.float32, "float32"), (torch.float32, torch.bfloat16, "float32"),
+     (torch.bfloat16, torch.bfloat16, "bfloat16")],
+)  # fmt: skip
+def test_a_plan_in_bfloat16_is_not_kept_where_that_is_not_multiplied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: torch.dtype, goes_on: torch.dtype, precision: str
+) -> None:
+    source = open_image(write_png(tmp_path / "x.png", 30, 60))
+    for dtype in (began, goes_on):
+        monkeypatch.setattr("pipelines.planner.fast_precision", lambda _, dtype=dtype: dtype)
+        job = Job.prepare(source, model(), tmp_path, PLAIN)
+        remember_plan(job)
+    assert job.plan.precision == precision
 
 
 def test_starting_anew_plans_anew_for_the_memory_that_is_allowed(tmp_path: Path) -> None:
