@@ -31,7 +31,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable r
 ModelName = Annotated[str, typer.Option("--model", "-m", help="A shipped model's name, or a model folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Cores = Annotated[str, typer.Option(help="auto, or a number of cores that the model can run with.")]
-Memory = Annotated[str | None, typer.Option(help="Bound on memory, like 6GiB; 80 % of what is free.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Bound on memory (the GPU's, where one computes), like 6GiB; 80 % of what is free.")
+]
 Time = Annotated[str | None, typer.Option(help="Bound on the network's time for an image, like 90s or 10min.")]
 Window = Annotated[int | None, typer.Option(min=1, help="Side of a window in pixels; the model's own.")]
 SpacingText = Annotated[
