@@ -207,18 +207,28 @@ def hired(
 
 
 def bundle_names(images: Sequence[Path]) -> list[str]:
-    """A folder name for each image: its own name, with ending or parent folder where it shares that with another.
+    """A folder name for each image: its own name, with ending, parent folder, or all folders below the one that they
+    have in common, where it shares that with another.
 
     Raises RequestError where even that does not tell two images apart.
     """
     names = [short_name(str(path)) for path in images]
-    for longer in (lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}"):
+    for longer in (lambda p: p.name, lambda p: f"{p.resolve().parent.name}-{p.name}", partial(_way_to, images)):
         seen = Counter(names)
         names = [longer(path) if seen[name] > 1 else name for path, name in zip(images, names, strict=True)]
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is None:
         return names
     raise RequestError(f"two images would both be written to {twice!r}; segment them into different folders")
+
+
+def _way_to(images: Sequence[Path], path: Path) -> str:
+    """The folders from the one that all images lie in to an image, and its name."""
+    try:
+        common = os.path.commonpath([image.resolve().parent for image in images])
+    except ValueError:  # on different drives
+        common = path.resolve().anchor
+    return "-".join(path.resolve().relative_to(common).parts)
 
 
 def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], path: Path) -> None:

@@ -153,7 +153,8 @@ def test_only_images_that_share_a_name_get_a_longer_one(tmp_path: Path) -> None:
         ("a.png", "a.tif", "b.png"): ["a.png", "a.tif", "b"],
         ("x/a.png", "y/a.png", "b.png"): ["x-a.png", "y-a.png", "b"],
         ("a.png", "a.tif", "a.png.jpg"): None,
-        ("x/x/a.png", "y/x/a.png"): None,
+        ("x/x/a.png", "y/x/a.png", "y/b.png"): ["x-x-a.png", "y-x-a.png", "b"],
+        ("x-x/a.png", "x/x/a.png", "x/x-x/a.png"): ["x-x-a.png", "x-a.png", "x-x-x-a.png"],
     }
     for paths, names in named.items():
         images = [tmp_path / path for path in paths]
