@@ -16,7 +16,7 @@ from affine import Affine
 from labelled import CLASSES, write_data
 from PIL import Image
 from rasterio.features import rasterize
-from shapely.geometry import Polygon, box, mapping
+from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box, mapping
 
 from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
@@ -71,6 +71,39 @@ def test_a_slides_shapes_are_drawn_in_its_pixels_whatever_box_is_asked_for(slide
     assert np.array_equal(whole, expected)
     for part in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
         assert np.array_equal(scene.truth.values(part), expected[part.slices])
+
+
+def test_what_a_shape_covers_twice_is_covered_and_what_has_no_width_is_not_drawn(slide: Path) -> None:
+    named = {"classification": {"name": "nucleus"}}
+    twice = MultiPolygon([box(10, 10, 30, 30), box(20, 20, 40, 40)])
+    outside = Polygon([(50, 50), (60, 50), (60, 60), (50, 60)], [[(55, 52), (70, 52), (70, 58), (55, 58)]])
+    spiked = Polygon([(50, 10), (60, 10), (60, 20), (70, 40), (60, 20), (50, 20)])
+    qupath(slide / "shapes" / "s.geojson", [(twice, named), (outside, named), (spiked, named)])
+    (scene,) = find_scenes(shaped(slide), classes=NAMED)
+    expected = np.zeros((100, 80), np.uint8)
+    expected[10:30, 10:30] = expected[20:40, 20:40] = expected[50:60, 50:60] = expected[10:20, 50:60] = 4
+    expected[52:58, 55:60] = 0
+    assert np.array_equal(scene.truth.values(scene.area), expected)
+
+
+@pytest.mark.parametrize("shape", [Point(20, 20), LineString([(5, 5), (60, 60)])])
+def test_points_and_lines_with_a_class_are_refused_and_others_say_nothing(slide: Path, shape: Any) -> None:
+    named = {"classification": {"name": "nucleus"}}
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, named), (shape, {})])
+    (scene,) = find_scenes(shaped(slide), classes=NAMED)
+    assert (scene.truth.values(scene.area) == 4).sum() == SQUARE.area
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, named), (shape, named)])
+    with pytest.raises(RequestError, match="1 points or lines with a class"):
+        find_scenes(shaped(slide), classes=NAMED)
+
+
+def test_a_class_within_a_class_is_named_as_qupath_shows_it(slide: Path) -> None:
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, {"classification": {"names": ["nucleus", "Positive"]}})])
+    with pytest.raises(RequestError, match="'nucleus: Positive'"):
+        find_scenes(shaped(slide), classes=NAMED)
+    within = (*NAMED, ClassInfo(value=7, name="nucleus: Positive", color="#000000"))
+    (scene,) = find_scenes(shaped(slide), classes=within)
+    assert (scene.truth.values(scene.area) == 7).sum() == SQUARE.area
 
 
 def test_a_later_shape_covers_those_before_it_and_bounds_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
