@@ -82,7 +82,8 @@ class VitTeacher(Teacher):
         body: Any = self.body
         tokens = body.forward_features(images)
         patches = tokens[:, body.num_prefix_tokens :]
-        return tokens[:, 0] if body.num_prefix_tokens else patches.mean(dim=1), patches
+        # Without a class token the first one may be a register, which says nothing of the whole.
+        return tokens[:, 0] if getattr(body, "cls_token", None) is not None else patches.mean(dim=1), patches
 
 
 class VecaTeacher(Teacher):

@@ -145,6 +145,15 @@ def test_a_vision_transformer_of_timm_teaches_its_class_token_and_patches() -> N
     torch.testing.assert_close(patches, F.layer_norm(tokens[:, 1:], (192,)))
 
 
+def test_a_vision_transformer_with_registers_alone_teaches_the_mean_of_its_patches() -> None:
+    teacher = load_teacher("timm:vit_medium_patch16_reg4_gap_256", "random", 16, 3)
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    whole, _ = teacher(pixels)
+    body: Any = teacher.body
+    patches = body.forward_features((pixels - teacher.mean) / teacher.std)[:, 4:]
+    torch.testing.assert_close(whole, F.layer_norm(patches.mean(dim=1), (teacher.dim,)))
+
+
 def test_a_teachers_published_weights_are_fetched_when_it_is_known_to_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
