@@ -123,11 +123,15 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
     return split
 
 
-def held_back(scenes: Sequence[Scene]) -> str:
-    """The groups of scenes that were held back, as a model's card says it: of many, the first and a hash of all."""
+def held_back(scenes: Sequence[Scene], blocks: int | None = None) -> str:
+    """The groups of scenes that were held back, as a model's card says it: of many, the first and a hash of all.
+
+    `blocks`: the side of the squares that images were cut into; others of the same names lie elsewhere.
+    """
     groups = sorted({scene.group for scene in scenes})
     more = f" and {len(groups) - 20} more ({_hash('/'.join(groups))[:12]})" if len(groups) > 20 else ""
-    return f"held back: {', '.join(groups[:20])}{more}"
+    squares = f", in squares of {blocks} px" if blocks else ""
+    return f"held back: {', '.join(groups[:20])}{more}{squares}"
 
 
 def check_leaks(split: Split) -> None:
@@ -147,10 +151,13 @@ def check_leaks(split: Split) -> None:
 
 
 def class_lookup(values: list[int], ignore: tuple[int, ...]) -> NDArray[np.uint8]:
-    """(256,) mask value -> class index; IGNORE for ignored values, 254 for values that no class has."""
+    """(256,) mask value -> class index; IGNORE for ignored values, 254 for values that no class has.
+
+    What is ignored may be a class of the model that is scored.
+    """
     lookup = np.full(256, IGNORE - 1, dtype=np.uint8)
-    lookup[[*ignore, IGNORE]] = IGNORE
     lookup[values] = np.arange(len(values))
+    lookup[[*ignore, IGNORE]] = IGNORE
     return lookup
 
 

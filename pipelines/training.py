@@ -100,7 +100,7 @@ class Run:
         self.lookup = class_lookup(values, recipe.data.ignore)
         self.bands = bands
         torch.manual_seed(recipe.schedule.seed)
-        self.candidate = candidate(recipe, bands, held_back(split.validation))
+        self.candidate = candidate(recipe, bands, held_back(split.validation, recipe.data.blocks))
         self.learner = Learner(self.candidate, recipe, device, team)
         self.step = 0
         self.best, self.best_step = -1.0, 0
@@ -262,7 +262,7 @@ class Run:
         draw_curves(self.out / LOG, self.out / CURVES)
         lead = (
             f"Step {self.step} of {self.recipe.schedule.steps}. Best so far: mean IoU {self.best:.4f} at step "
-            f"{self.best_step}; {held_back(self.split.validation)}."
+            f"{self.best_step}; {held_back(self.split.validation, self.recipe.data.blocks)}."
         )
         pictures = (
             (self.out / CURVES, "Loss, and score on the held-back images"),

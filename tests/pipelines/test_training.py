@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from pipelines import evaluate, segment, train
 from pipelines.candidate import architecture, new_card
-from pipelines.config import ScheduleRecipe
+from pipelines.config import DataRecipe, ScheduleRecipe
 from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
@@ -486,6 +486,49 @@ def test_scores_of_another_recipes_scenes_are_not_recorded_and_none_is_scored(
     )  # fmt: skip
     assert "(held back: case2) than this recipe has (held back: case0), and may have learned from these" in said.line
     assert load_card(trained / "best") == before
+
+
+def test_scores_with_windows_of_another_side_are_not_recorded(trained: Path, data: Path, veca: Any) -> None:
+    recipe(data)
+    before = load_card(trained / "best")
+    command = ("evaluate", trained / "best", data / "recipe.yaml", "--cores", 8, "--device", "cpu")
+    assert "the model's own window of 64 px gave, not 96; leave out --window" in veca(
+        *command, "--record", "--window", 96
+    ).line
+    scored = evaluate(load_model(trained / "best"), recipe(data).data, cores=[8], window=96, device="cpu")
+    with pytest.raises(RequestError, match="leave out --window, or --record"):
+        record_scores(load_model(trained / "best"), scored)
+    assert load_card(trained / "best") == before
+    assert evaluate(load_model(trained / "best"), recipe(data).data, cores=[8], window=64, device="cpu").window is None
+
+
+def test_squares_of_another_side_are_other_scenes(model: Model, data: Path) -> None:
+    cut = DataRecipe(images=data / "images", masks=data / "masks", blocks=64, validate_on=("case0_0@0,0",))
+    scored = evaluate(model, cut, cores=[8], device="cpu")
+    assert scored.held == "held back: case0_0@0,0, in squares of 64 px"
+    other = evaluate(model, cut.model_copy(update={"blocks": 96}), cores=[8], device="cpu")
+    assert other.scenes == scored.scenes
+    assert other.held != scored.held
+
+
+def test_masks_with_other_values_for_the_models_classes_are_refused(trained: Path, data: Path, veca: Any) -> None:
+    swapped = [{**CLASSES[0], "value": 4}, {**CLASSES[1], "value": 0}, {**CLASSES[2], "name": "scarce"}]
+    recipe(data, classes=swapped)
+    said = veca("evaluate", trained / "best", data / "recipe.yaml", "--device", "cpu")
+    assert "'background' is 4 in the masks and 0 in the model, 'nucleus' is 0 in the masks and 4" in said.line
+    recipe(data)
+
+
+def test_what_a_recipe_ignores_is_not_scored_though_the_model_has_a_class_for_it(model: Model, data: Path) -> None:
+    two = recipe(data, classes=CLASSES[:2], data={**content()["data"], "ignore": [9]}).data
+    (score,) = evaluate(model, two, cores=[8], device="cpu").scores
+    lookup = class_lookup([0, 4, 9], (9,))
+    known = sum(int((np.array(Image.open(data / "masks" / f"case2_{i}.png")) != 9).sum()) for i in (0, 1))
+    scenes = split_scenes(find_scenes(two), two).validation
+    measured = validate(model.network, scenes, lookup, CPU, cores=8, window=64, multiple=16)
+    assert measured.confusion.counts.sum() == known
+    assert score.mean_iou == pytest.approx(measured.confusion.mean_iou, abs=1e-4)
+    recipe(data)
 
 
 @pytest.mark.parametrize("budgets", [[7], [8, 24], [0]])
