@@ -216,7 +216,23 @@ def _mask(image: Path, view: View, folder: Path, kinds: str = "") -> MaskTruth:
         held = f"{len(mask.bands)} band(s) of {mask.dtype}"
         wanted = "band of whole numbers" if kinds else "8-bit band of class values"
         raise RequestError(f"{mask.path} holds {held}; a mask has one {wanted}")
+    if not _lies_with(mask, view.source):
+        raise RequestError(
+            f"{mask.path} lies elsewhere on the ground than {view.source.path}, or is turned; write it on the image's "
+            "own grid, or without a CRS"
+        )
     return MaskTruth(mask, view)
+
+
+def _lies_with(mask: Source, image: Source) -> bool:
+    """Whether two files of one size have their pixels in the same places; True where one of them does not say."""
+    there, here = mask.georef, image.georef
+    if there.crs is None or here.crs is None or there.transform.is_identity:
+        return True
+    size = image.levels[0].size
+    corners = [(0, 0), (size.width, 0), (0, size.height)]
+    found = [~here.transform @ (there.transform @ corner) for corner in corners]
+    return bool(np.allclose(found, corners, rtol=0, atol=0.5))
 
 
 def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
