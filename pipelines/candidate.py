@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
+from pipelines.bands import other_order
 from pipelines.config import NetworkRecipe, TrainRecipe
 from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
-from pipelines.pretrained import load_imagenet
+from pipelines.pretrained import IMAGENET_BANDS, load_imagenet
 from pipelines.rival import Rival, save_rival
 from veca_core import (
     Segmenter,
@@ -29,6 +30,9 @@ from veca_core import (
 )
 from veca_core.card import Architecture, Bands, Card, EncoderCard, Score
 from veca_core.weights import CARD, ENCODER_CARD, load_encoder
+
+UNSEEN: Final = ("heads", "rope_off", "rope_off_from")
+"""Settings of an encoder that no weight's shape tells."""
 
 
 class Candidate(ABC):
@@ -67,6 +71,12 @@ class VecaCandidate(Candidate):
 
     def __init__(self, recipe: TrainRecipe, bands: Bands, held: str) -> None:
         self.recipe = recipe
+        start = start_bands(recipe.network)
+        if start and other_order(start.names, bands.names):
+            raise RequestError(
+                f"{recipe.network.pretrained} reads its bands in the order {', '.join(start.names)}, and the recipe "
+                f"has {', '.join(bands.names)}; give the recipe that order, or leave its bands out"
+            )
         described = architecture(recipe.network, len(bands.names))
         self.card = new_card(recipe, bands, described, held)
         network = build(described, bands, len(recipe.classes))
@@ -129,6 +139,18 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
         raise RequestError(f"network.overrides: {error}") from error
 
 
+def start_bands(network: NetworkRecipe) -> Bands | None:
+    """The bands of the model or encoder that training goes on from, and the scale that its weights expect."""
+    place = network.pretrained
+    if not isinstance(place, Path):
+        return None
+    if _is_encoder(place):
+        if (place / ENCODER_CARD).is_file():
+            return load_encoder(place)[1].bands
+        return IMAGENET_BANDS if load_official_encoder(place).config.in_channels == 3 else None
+    return load_card(place).bands
+
+
 def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
     """The weights that training starts from; raises RequestError where they are for another network.
 
@@ -144,14 +166,20 @@ def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
         # The projection to a teacher's width has no use here.
         network.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("output.")})
         return
-    start = load_model(recipe.pretrained).network
+    model = load_model(recipe.pretrained)
+    start = model.network
+    other = RequestError(
+        f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
+        "overrides and bands, or leave 'pretrained' out"
+    )
+    theirs, ours = start.encoder.config, network.encoder.config
+    same = all(getattr(theirs, name) == getattr(ours, name) for name in UNSEEN)
+    if not same or model.card.architecture.stem != recipe.stem:
+        raise other
     try:
         network.encoder.load_state_dict(start.encoder.state_dict())
     except RuntimeError as error:
-        raise RequestError(
-            f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
-            "overrides and bands, or leave 'pretrained' out"
-        ) from error
+        raise other from error
     if _shapes(start.head) == _shapes(network.head):
         network.head.load_state_dict(start.head.state_dict())
 

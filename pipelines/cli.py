@@ -325,8 +325,8 @@ def evaluate(
     from dataclasses import replace
 
     from pipelines.config import read_data, read_recipe
-    from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import check_classes, evaluate_rival, record_scores, write_evaluation
+    from pipelines.evaluation import evaluate as run
     from pipelines.rival import fair_terms
     from pipelines.summary import Samples
     from veca_core import load_model

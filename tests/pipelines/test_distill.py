@@ -201,6 +201,23 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
     assert load_encoder(second)[0].config.output_dim == 768
 
 
+def test_a_teacher_sees_its_bands_in_its_own_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = {**BANDS, "names": ["Blue", "Red", "Green"], "mean": [1, 2, 3]}
+    first = distill(described(data), tmp_path / "first", device="cpu")
+    for name, spec in (("a", f"veca:{first}"), ("b", "smp:resnet18")):
+        weights = "published" if name == "a" else "random"
+        made = described(data, bands=turned, teacher=spec, teacher_weights=weights)
+        run = Distillation(made, tmp_path / name, torch.device("cpu"), lambda _: None)
+        seen: list[torch.Tensor] = []
+        whole = run.teacher.forward
+        monkeypatch.setattr(
+            run.teacher, "forward", lambda pixels, seen=seen, whole=whole: seen.append(pixels) or whole(pixels)
+        )
+        pixels = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 64, 64)  # blue 0, red 1, green 2
+        run.learn(pixels, 16)
+        assert seen[0][0, :, 0, 0].tolist() == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

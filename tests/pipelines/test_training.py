@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from pipelines.truth import MaskTruth
 from pipelines.validation import validate
 from tiling.readers.array import ArraySource
 from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
+from veca_core.card import Bands
+from veca_core.weights import write_card
 
 CPU = torch.device("cpu")
 
@@ -146,6 +149,47 @@ def test_the_run_of_another_recipe_is_not_gone_on_with(trained: Path, data: Path
     other = recipe(data, schedule={**content()["schedule"], "rate": 0.5})
     with pytest.raises(RequestError, match="holds a run of another recipe; give another --out"):
         train(other, trained, device="cpu")
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "run"
+    train(recipe(data), out, device="cpu")
+    for folder in ("images", "masks"):
+        (data / folder / "case1_0.png").rename(data / folder / "case2_9.png")
+    with pytest.raises(RequestError, match="on other images than there are now, and may have learned from what would"):
+        train(recipe(data), out, device="cpu")
+    train(recipe(data), out, device="cpu", overwrite=True)
+
+
+def test_bands_are_those_that_a_start_reads(trained: Path, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "start"
+    shutil.copytree(trained / "best", copy)
+    card = load_card(copy)
+    bands = Bands(names=("green", "red", "blue"), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    write_card(copy, card.model_copy(update={"bands": bands}))
+    start = {**content()["network"], "pretrained": str(copy)}
+    begun = run(data, tmp_path / "a", network=start)
+    assert begun.bands == bands
+    assert begun.split.train[0].image.bands == bands.names
+    assert begun.candidate.card.bands == bands
+    stated = bands.model_dump() | {"mean": (9.0, 9.0, 9.0)}
+    assert run(data, tmp_path / "b", network=start, bands=stated).bands.mean == (9.0, 9.0, 9.0)
+    with pytest.raises(RequestError, match="reads its bands in the order green, red, blue, and the recipe has red"):
+        run(data, tmp_path / "c", network=start, bands={**stated, "names": ["red", "green", "blue"]})
+    # Numbers of another type have another scale.
+    write_card(copy, card.model_copy(update={"bands": bands.model_copy(update={"dtype": "uint16"})}))
+    assert run(data, tmp_path / "d", network=start, bands=None).bands.names == bands.names
+    recipe(data)
+
+
+@pytest.mark.parametrize("changed", [{"heads": 6}, {"rope_off_from": "high"}, {"rope_off": 0.5}])
+def test_a_model_whose_weights_only_look_alike_cannot_be_started_from(
+    trained: Path, data: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    overrides = {**content()["network"]["overrides"], **changed}
+    start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
+    with pytest.raises(RequestError, match="do not fit this network; give the recipe its preset, stem, overrides"):
+        run(data, tmp_path, network=start)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"not a checkpoint"])
@@ -492,9 +536,10 @@ def test_scores_with_windows_of_another_side_are_not_recorded(trained: Path, dat
     recipe(data)
     before = load_card(trained / "best")
     command = ("evaluate", trained / "best", data / "recipe.yaml", "--cores", 8, "--device", "cpu")
-    assert "the model's own window of 64 px gave, not 96; leave out --window" in veca(
-        *command, "--record", "--window", 96
-    ).line
+    assert (
+        "the model's own window of 64 px gave, not 96; leave out --window"
+        in veca(*command, "--record", "--window", 96).line
+    )
     scored = evaluate(load_model(trained / "best"), recipe(data).data, cores=[8], window=96, device="cpu")
     with pytest.raises(RequestError, match="leave out --window, or --record"):
         record_scores(load_model(trained / "best"), scored)
