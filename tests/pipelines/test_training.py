@@ -649,6 +649,19 @@ def test_objects_are_scored_where_they_are_told_apart(model: Model, tmp_path: Pa
     assert 0 <= score.pq <= 1
 
 
+def test_an_object_is_of_the_class_of_most_of_its_pixels(model: Model) -> None:
+    """Objects that are drawn a pixel wider than their class do not make objects of the background."""
+    truth, objects = np.zeros((2, 40, 40), np.uint8)
+    truth[10:20, 10:20], truth[25:35, 5:15] = 4, 9
+    objects[9:21, 9:21], objects[24:36, 4:16] = 1, 2
+    whole = Scene.whole("a", "a", ArraySource(np.zeros((40, 40, 3), np.uint8)), ArraySource(truth))
+    scene = dataclasses.replace(whole, objects=MaskTruth(ArraySource(objects), whole.view))
+    lookup = class_lookup([0, 4, 9], ())
+    measured = validate(model.network, [scene], lookup, CPU, cores=8, window=64, multiple=16, thorough=True)
+    assert list(measured.objects) == [1, 2]
+    assert all(one.matched + one.missed == 1 for one in measured.objects.values())
+
+
 def test_objects_that_are_called_where_a_scene_has_none_count(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first scene's one object is called as it is; the second has none, and two are called there."""
     truths = np.zeros((2, 20, 30), np.uint8)
