@@ -40,7 +40,7 @@ class Learner:
         quicken(self.network, device, self.precision)
         self.keep = recipe.network.keep
         self.first: dict[str, Tensor] = {}
-        """The weights that training started from, where a share of them is kept."""
+        """The weights of what training started from, where a share of them is kept; a new head has none."""
         self.thrift = Thrift()
         self.called: nn.Module = self.network
         """What a batch goes through: the network, or DDP around it."""
@@ -54,10 +54,11 @@ class Learner:
 
     def start(self) -> None:
         """With the weights that the recipe starts from."""
-        self.candidate.start()
+        loaded = self.candidate.start()
         self.average.module.load_state_dict(self.network.state_dict())
         if self.keep:
-            self.first = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            weights = self.network.state_dict()
+            self.first = {name: value.detach().clone() for name, value in weights.items() if name.startswith(loaded)}
 
     def kept(self) -> nn.Module:
         """What is validated and kept: the running mean, and a share of what training started from."""
@@ -65,7 +66,7 @@ class Learner:
             return self.average.module
         network = copy.deepcopy(self.average.module)
         for name, value in network.state_dict().items():
-            if value.is_floating_point():
+            if name in self.first and value.is_floating_point():
                 value.lerp_(self.first[name], self.keep)
         return network
 

@@ -322,6 +322,30 @@ def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(
         recipe(data, network={"pretrained": "imagenet", "keep": 0.5})
 
 
+def test_a_new_head_is_not_mixed_with_the_random_weights_that_it_began_with(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best"), "keep": 0.25}
+    two = {"classes": CLASSES[:2], "data": {**content()["data"], "ignore": [9]}}
+    learner = Run.prepare(recipe(data, network=start, **two), tmp_path, CPU, lambda _: None).learner
+    mean = {name: value.clone() for name, value in learner.average.module.state_dict().items()}
+    for value in learner.average.module.parameters():
+        value.data += 1
+    kept = learner.kept().state_dict()
+    torch.testing.assert_close(kept["head.classify.weight"], mean["head.classify.weight"] + 1)
+    torch.testing.assert_close(kept["encoder.bank.tokens"], mean["encoder.bank.tokens"] + 0.75)
+    recipe(data)
+
+
+def test_classes_in_another_order_keep_their_own_weights(trained: Path, data: Path, tmp_path: Path) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best")}
+    begun = run(data, tmp_path, network=start, classes=[CLASSES[i] for i in (2, 0, 1)])
+    mine, theirs = (n.state_dict() for n in (begun.learner.network, load_model(trained / "best").network))
+    for name in ("head.classify.weight", "head.classify.bias"):
+        assert torch.equal(mine[name], theirs[name][[2, 0, 1]])
+    recipe(data)
+
+
 def test_a_model_with_another_head_gives_its_encoder_to_a_linear_probe(data: Path, tmp_path: Path) -> None:
     drawing = {**content()["network"], "head": "unet"}
     base = train(recipe(data, network=drawing), tmp_path / "base", device="cpu").folder
