@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -245,14 +246,24 @@ def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
 
 
 def _cut(scene: Scene, side: int, apart: bool) -> list[Scene]:
-    """Squares of a scene, each a group of its own or all in the scene's; those where nothing is known are left out."""
+    """Squares of a scene, each a group of its own or all in the scene's; those where nothing is known are left out.
+
+    What is left at the right and bottom edges belongs to the last squares where it is less than half a side: a strip of
+    its own would be drawn, or held back, as often as a whole square.
+    """
     parts = []
-    for box in scene.boxes(side):
+    rows, columns = (_edges(length, side) for length in (scene.area.height, scene.area.width))
+    for box in (Box.between(y, x, b, r) for y, b in pairwise(rows) for x, r in pairwise(columns)):
         name = f"{scene.name}@{box.y // side},{box.x // side}"
         part = replace(scene, name=name, group=name if apart else scene.group, area=box)
         if any((part.truth.values(piece) != IGNORE).any() for piece in part.boxes()):
             parts.append(part)
     return parts
+
+
+def _edges(length: int, side: int) -> list[int]:
+    """Where squares begin along a length, and its end."""
+    return [*(i * side for i in range(max(1, round(length / side)))), length]
 
 
 def _same_content(one: str, other: str) -> bool:

@@ -257,20 +257,38 @@ def test_an_image_without_shapes_is_named(slide: Path) -> None:
 def test_one_large_image_is_split_by_blocks_and_no_crop_reaches_into_another(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    y, x = np.mgrid[:300, :330]
+    y, x = np.mgrid[:300, :360]
     block = (y // 100 * 4 + x // 100).astype(np.uint8)
     Image.fromarray(np.stack([block * 10] * 3, axis=-1)).save(tmp_path / "images" / "one.png")
     Image.fromarray(np.minimum(block, 1)).save(tmp_path / "masks" / "one.png")
     data = DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks", blocks=100)
     scenes = find_scenes(data)
     assert len(scenes) == 12
-    assert sum(scene.area.pixels for scene in scenes) == 300 * 330
+    assert sum(scene.area.pixels for scene in scenes) == 300 * 360
     split = split_scenes(scenes, data)
     assert len(split.validation) == 2
     for one in split.train:
         for top, left in ((one.area.y - 40, one.area.x - 40), (one.area.bottom - 5, one.area.x)):
             image, _ = read_padded(one, class_lookup([0, 1], ()), (0, 0, 0), top, left, 60)
             assert len(np.unique(image)) == 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(130, 96, [64, 66], [64, 32]), (40, 95, [40], [95]), (64, 200, [64], [64, 64, 72])],
+)
+def test_squares_at_the_edges_are_no_strips(
+    tmp_path: Path, height: int, width: int, rows: list[int], columns: list[int]
+) -> None:
+    for name, shape in (("images", (height, width, 3)), ("masks", (height, width))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / name / "a.png")
+    scenes = find_scenes(DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks", blocks=64))
+    seen = np.zeros((height, width), int)
+    for scene in scenes:
+        seen[scene.area.slices] += 1
+    assert (seen == 1).all()
+    assert [(s.area.height, s.area.width) for s in scenes] == [(h, w) for h in rows for w in columns]
 
 
 def test_blocks_of_images_of_one_group_stay_together(tmp_path: Path) -> None:
