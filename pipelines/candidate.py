@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
+from pipelines.bands import other_order
 from pipelines.config import NetworkRecipe, TrainRecipe
 from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
-from pipelines.pretrained import load_imagenet
+from pipelines.pretrained import IMAGENET_BANDS, load_imagenet
 from pipelines.rival import Rival, save_rival
 from veca_core import (
     Segmenter,
@@ -27,8 +28,11 @@ from veca_core import (
     preset,
     save_model,
 )
-from veca_core.card import Architecture, Bands, Card, EncoderCard, Score
+from veca_core.card import Architecture, Bands, Card, ClassInfo, EncoderCard, Score
 from veca_core.weights import CARD, ENCODER_CARD, load_encoder
+
+UNSEEN: Final = ("heads", "rope_off", "rope_off_from")
+"""Settings of an encoder that no weight's shape tells."""
 
 
 class Candidate(ABC):
@@ -49,8 +53,8 @@ class Candidate(ABC):
     """A part that stays as it is, its running statistics too."""
 
     @abstractmethod
-    def start(self) -> None:
-        """Loads the weights that training starts from."""
+    def start(self) -> tuple[str, ...]:
+        """Loads the weights that training starts from; what the names of those that it is in start with."""
 
     @abstractmethod
     def save(self, folder: Path, network: nn.Module, score: Score) -> None:
@@ -67,6 +71,12 @@ class VecaCandidate(Candidate):
 
     def __init__(self, recipe: TrainRecipe, bands: Bands, held: str) -> None:
         self.recipe = recipe
+        start = start_bands(recipe.network)
+        if start and other_order(start.names, bands.names):
+            raise RequestError(
+                f"{recipe.network.pretrained} reads its bands in the order {', '.join(start.names)}, and the recipe "
+                f"has {', '.join(bands.names)}; give the recipe that order, or leave its bands out"
+            )
         described = architecture(recipe.network, len(bands.names))
         self.card = new_card(recipe, bands, described, held)
         network = build(described, bands, len(recipe.classes))
@@ -79,8 +89,8 @@ class VecaCandidate(Candidate):
             network.encoder.requires_grad_(False)
             self.frozen = network.encoder
 
-    def start(self) -> None:
-        load_start(cast(Segmenter, self.network), self.recipe.network)
+    def start(self) -> tuple[str, ...]:
+        return load_start(cast(Segmenter, self.network), self.recipe.network, self.recipe.classes)
 
     def save(self, folder: Path, network: nn.Module, score: Score) -> None:
         card = self.card.model_copy(update={"scores": (score,)})
@@ -98,9 +108,11 @@ class RivalCandidate(Candidate):
         self.budgets, self.draw_weights, self.multiple = (0,), (1,), Rival.multiple
         self.slow = "body.encoder." if recipe.network.pretrained is not None else ""
 
-    def start(self) -> None:
-        if self.recipe.network.pretrained == "imagenet":
-            load_imagenet(self.rival.body.encoder, self.rival.encoder_name, cache_folder())
+    def start(self) -> tuple[str, ...]:
+        if self.recipe.network.pretrained != "imagenet":
+            return ()
+        load_imagenet(self.rival.body.encoder, self.rival.encoder_name, cache_folder())
+        return (self.slow,)
 
     def save(self, folder: Path, network: nn.Module, score: Score) -> None:
         assert isinstance(network, Rival)
@@ -129,31 +141,57 @@ def network_config(network: NetworkRecipe, bands: int) -> VecaConfig:
         raise RequestError(f"network.overrides: {error}") from error
 
 
-def load_start(network: Segmenter, recipe: NetworkRecipe) -> None:
+def start_bands(network: NetworkRecipe) -> Bands | None:
+    """The bands of the model or encoder that training goes on from, and the scale that its weights expect."""
+    place = network.pretrained
+    if not isinstance(place, Path):
+        return None
+    if _is_encoder(place):
+        if (place / ENCODER_CARD).is_file():
+            return load_encoder(place)[1].bands
+        return IMAGENET_BANDS if load_official_encoder(place).config.in_channels == 3 else None
+    return load_card(place).bands
+
+
+def load_start(network: Segmenter, recipe: NetworkRecipe, classes: Sequence[ClassInfo]) -> tuple[str, ...]:
     """The weights that training starts from; raises RequestError where they are for another network.
 
-    A model's head counts only where it is the same head for as many classes.
+    A model's head counts only where it is the same head for as many classes; where they have the same names in another
+    order, each has its own weights. Returns what the names of loaded weights start with.
     """
     if recipe.pretrained is None:
-        return
+        return ()
     if recipe.pretrained == "imagenet":
         load_imagenet(getattr(network.encoder.stem, "body", None), recipe.stem, cache_folder())
-        return
+        return ("encoder.stem.body.",)
     if _is_encoder(recipe.pretrained):
         state = _encoder(recipe.pretrained)[0].state_dict()
         # The projection to a teacher's width has no use here.
         network.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("output.")})
-        return
-    start = load_model(recipe.pretrained).network
+        return ("encoder.",)
+    model = load_model(recipe.pretrained)
+    start = model.network
+    other = RequestError(
+        f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
+        "overrides and bands, or leave 'pretrained' out"
+    )
+    configs = start.encoder.config, network.encoder.config
+    same = all(getattr(configs[0], name) == getattr(configs[1], name) for name in UNSEEN)
+    if not same or model.card.architecture.stem != recipe.stem:
+        raise other
     try:
         network.encoder.load_state_dict(start.encoder.state_dict())
     except RuntimeError as error:
-        raise RequestError(
-            f"the weights of {recipe.pretrained} do not fit this network; give the recipe its preset, stem, "
-            "overrides and bands, or leave 'pretrained' out"
-        ) from error
-    if _shapes(start.head) == _shapes(network.head):
-        network.head.load_state_dict(start.head.state_dict())
+        raise other from error
+    if _shapes(start.head) != _shapes(network.head):
+        return ("encoder.",)
+    head = start.head.state_dict()
+    theirs, ours = [c.name for c in model.card.classes], [c.name for c in classes]
+    if sorted(theirs) == sorted(ours):
+        order = [theirs.index(name) for name in ours]
+        head |= {name: value[order] for name, value in head.items() if name.startswith("classify.")}
+    network.head.load_state_dict(head)
+    return "encoder.", "head."
 
 
 def _shapes(part: nn.Module) -> dict[str, torch.Size]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from pipelines.errors import RequestError
+from pipelines.scenes import Scene
+from veca_core.card import Bands
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -30,8 +33,9 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def read_checkpoint(path: Path, device: torch.device, recipe: str) -> dict[str, Any]:
-    """A checkpoint of this recipe (as JSON); RequestError where it is damaged or belongs to another one."""
+def read_checkpoint(path: Path, device: torch.device, recipe: str, images: str) -> dict[str, Any]:
+    """A checkpoint of this recipe (as JSON) and these `images`, as `images_of` tells them; RequestError where it is
+    damaged or belongs to others."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         found = state["recipe"]
@@ -39,7 +43,17 @@ def read_checkpoint(path: Path, device: torch.device, recipe: str) -> dict[str, 
         raise RequestError(f"{path} cannot be read; remove it to start anew") from error
     if found != recipe:
         raise RequestError(f"{path.parent} holds a run of another recipe; give another --out, or remove that folder")
+    if state.get("images", images) != images:
+        raise RequestError(
+            f"{path.parent} holds a run on other images than there are now, and may have learned from what would be "
+            "held back; give another --out, or remove that folder"
+        )
     return state
+
+
+def images_of(bands: Bands, *scenes: Sequence[Scene]) -> str:
+    """What tells whether a run has the images that it had: the names in each list of scenes, and the bands."""
+    return json.dumps([bands.model_dump(), *(sorted(scene.name for scene in part) for part in scenes)])
 
 
 def write_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:

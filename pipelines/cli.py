@@ -327,8 +327,8 @@ def evaluate(
     from dataclasses import replace
 
     from pipelines.config import read_data, read_recipe
+    from pipelines.evaluation import check_classes, evaluate_rival, record_scores, write_evaluation
     from pipelines.evaluation import evaluate as run
-    from pipelines.evaluation import evaluate_rival, record_scores, write_evaluation
     from pipelines.rival import fair_terms
     from pipelines.summary import Samples
     from veca_core import load_model
@@ -341,6 +341,8 @@ def evaluate(
     recipe = (read_data if data.is_dir() else read_recipe)(data, changes or ())
     budgets = None if cores == "all" else [parse_cores(part) or 0 for part in cores.split(",")]
     loaded = load_model(model)
+    if recipe.data.masks:
+        check_classes(loaded.card, recipe.classes)
     terms = fair_terms(recipe, loaded.card, against) if against else None
     if out:
         check_folder(out)

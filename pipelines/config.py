@@ -198,7 +198,8 @@ class TrainRecipe(_Part):
     classes: tuple[ClassInfo, ...]
     data: DataRecipe
     bands: Bands | None = None
-    """None: three 8-bit bands, or what the first image has, with means and deviations measured on the images."""
+    """None: those of the model or encoder that training goes on from, where it reads numbers of the images' type; or
+    what the first image has, with means and deviations measured on the images."""
     kind: Literal["slide", "raster", "any"] = "any"
     spacing: PixelSize | None = None
     """The pixel size of the training images; None: unknown, the model then reads every image as it is."""

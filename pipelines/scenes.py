@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -123,11 +124,15 @@ def split_scenes(scenes: tuple[Scene, ...], data: DataRecipe) -> Split:
     return split
 
 
-def held_back(scenes: Sequence[Scene]) -> str:
-    """The groups of scenes that were held back, as a model's card says it: of many, the first and a hash of all."""
+def held_back(scenes: Sequence[Scene], blocks: int | None = None) -> str:
+    """The groups of scenes that were held back, as a model's card says it: of many, the first and a hash of all.
+
+    `blocks`: the side of the squares that images were cut into; others of the same names lie elsewhere.
+    """
     groups = sorted({scene.group for scene in scenes})
     more = f" and {len(groups) - 20} more ({_hash('/'.join(groups))[:12]})" if len(groups) > 20 else ""
-    return f"held back: {', '.join(groups[:20])}{more}"
+    squares = f", in squares of {blocks} px" if blocks else ""
+    return f"held back: {', '.join(groups[:20])}{more}{squares}"
 
 
 def check_leaks(split: Split) -> None:
@@ -147,10 +152,13 @@ def check_leaks(split: Split) -> None:
 
 
 def class_lookup(values: list[int], ignore: tuple[int, ...]) -> NDArray[np.uint8]:
-    """(256,) mask value -> class index; IGNORE for ignored values, 254 for values that no class has."""
+    """(256,) mask value -> class index; IGNORE for ignored values, 254 for values that no class has.
+
+    What is ignored may be a class of the model that is scored.
+    """
     lookup = np.full(256, IGNORE - 1, dtype=np.uint8)
-    lookup[[*ignore, IGNORE]] = IGNORE
     lookup[values] = np.arange(len(values))
+    lookup[[*ignore, IGNORE]] = IGNORE
     return lookup
 
 
@@ -209,7 +217,23 @@ def _mask(image: Path, view: View, folder: Path, kinds: str = "") -> MaskTruth:
         held = f"{len(mask.bands)} band(s) of {mask.dtype}"
         wanted = "band of whole numbers" if kinds else "8-bit band of class values"
         raise RequestError(f"{mask.path} holds {held}; a mask has one {wanted}")
+    if not _lies_with(mask, view.source):
+        raise RequestError(
+            f"{mask.path} lies elsewhere on the ground than {view.source.path}, or is turned; write it on the image's "
+            "own grid, or without a CRS"
+        )
     return MaskTruth(mask, view)
+
+
+def _lies_with(mask: Source, image: Source) -> bool:
+    """Whether two files of one size have their pixels in the same places; True where one of them does not say."""
+    there, here = mask.georef, image.georef
+    if there.crs is None or here.crs is None or there.transform.is_identity:
+        return True
+    size = image.levels[0].size
+    corners = [(0, 0), (size.width, 0), (0, size.height)]
+    found = [~here.transform @ (there.transform @ corner) for corner in corners]
+    return bool(np.allclose(found, corners, rtol=0, atol=0.5))
 
 
 def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
@@ -222,14 +246,24 @@ def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:
 
 
 def _cut(scene: Scene, side: int, apart: bool) -> list[Scene]:
-    """Squares of a scene, each a group of its own or all in the scene's; those where nothing is known are left out."""
+    """Squares of a scene, each a group of its own or all in the scene's; those where nothing is known are left out.
+
+    What is left at the right and bottom edges belongs to the last squares where it is less than half a side: a strip of
+    its own would be drawn, or held back, as often as a whole square.
+    """
     parts = []
-    for box in scene.boxes(side):
+    rows, columns = (_edges(length, side) for length in (scene.area.height, scene.area.width))
+    for box in (Box.between(y, x, b, r) for y, b in pairwise(rows) for x, r in pairwise(columns)):
         name = f"{scene.name}@{box.y // side},{box.x // side}"
         part = replace(scene, name=name, group=name if apart else scene.group, area=box)
         if any((part.truth.values(piece) != IGNORE).any() for piece in part.boxes()):
             parts.append(part)
     return parts
+
+
+def _edges(length: int, side: int) -> list[int]:
+    """Where squares begin along a length, and its end."""
+    return [*(i * side for i in range(max(1, round(length / side)))), length]
 
 
 def _same_content(one: str, other: str) -> bool:

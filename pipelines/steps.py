@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipelines.fast import quicken
 from pipelines.inference import autocast, fast_precision
 from pipelines.losses import SegmentationLoss
 from pipelines.optimiser import learning_rate, make_optimiser
+from pipelines.scenes import IGNORE
 from pipelines.team import ALONE, Team, share_batch_norms
 from pipelines.thrift import Saved, Thrift, compute_again, measure_saved
 
@@ -38,7 +40,7 @@ class Learner:
         quicken(self.network, device, self.precision)
         self.keep = recipe.network.keep
         self.first: dict[str, Tensor] = {}
-        """The weights that training started from, where a share of them is kept."""
+        """The weights of what training started from, where a share of them is kept; a new head has none."""
         self.thrift = Thrift()
         self.called: nn.Module = self.network
         """What a batch goes through: the network, or DDP around it."""
@@ -52,10 +54,11 @@ class Learner:
 
     def start(self) -> None:
         """With the weights that the recipe starts from."""
-        self.candidate.start()
+        loaded = self.candidate.start()
         self.average.module.load_state_dict(self.network.state_dict())
         if self.keep:
-            self.first = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            weights = self.network.state_dict()
+            self.first = {name: value.detach().clone() for name, value in weights.items() if name.startswith(loaded)}
 
     def kept(self) -> nn.Module:
         """What is validated and kept: the running mean, and a share of what training started from."""
@@ -63,7 +66,7 @@ class Learner:
             return self.average.module
         network = copy.deepcopy(self.average.module)
         for name, value in network.state_dict().items():
-            if value.is_floating_point():
+            if name in self.first and value.is_floating_point():
                 value.lerp_(self.first[name], self.keep)
         return network
 
@@ -97,9 +100,10 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         parts = list(zip(images.chunk(self.thrift.parts), target.chunk(self.thrift.parts), strict=True))
         total = 0.0
+        shares = self.shares([classes for _, classes in parts])
         for i, (pixels, classes) in enumerate(parts):
             with self.silent(i + 1 < len(parts)):
-                loss = self.loss_of(pixels.to(self.device), classes.to(self.device), cores) / len(parts)
+                loss = self.loss_of(pixels.to(self.device), classes.to(self.device), cores) * shares[i]
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self.norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), 1.0))
@@ -114,6 +118,14 @@ class Learner:
             self.average.update_parameters(self.network)
         else:
             self.average.module.load_state_dict(self.network.state_dict())
+
+    def shares(self, parts: Sequence[Tensor]) -> list[float]:
+        """How much each part's loss counts: as much as pixels are known in it, of all that are, in all processes."""
+        if len(parts) == 1:
+            return [1.0]
+        mine = torch.tensor([[int((classes != IGNORE).sum()) for classes in parts]], device=self.device)
+        known = self.team.whole_batch(mine).sum(dim=0)
+        return [count / max(1, int(known.sum())) for count in known.tolist()]
 
     def loss_of(self, images: Tensor, target: Tensor, cores: int) -> Tensor:
         """Of all processes' crops together."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pipelines.errors import RequestError
 from pipelines.fetch import cache_folder
-from pipelines.pretrained import IMAGENET_MEAN, IMAGENET_STD, expected_scale, load_imagenet, timm_weights
+from pipelines.pretrained import IMAGENET_BANDS, expected_scale, load_imagenet, timm_weights
 from veca_core import VecaEncoder, load_model, load_official_encoder
 from veca_core.card import STEM
 from veca_core.weights import ENCODER_CARD, load_encoder
@@ -32,6 +32,9 @@ Weights = Literal["published", "random"]
 
 class Teacher(nn.Module):
     """Raw pixels (B, bands, H, W), sides multiples of the patch -> global (B, D) and patches (B, N, D), row by row."""
+
+    names: tuple[str, ...] = IMAGENET_BANDS.names
+    """Of the bands it sees, in its order."""
 
     def __init__(self, body: nn.Module, dim: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -82,7 +85,8 @@ class VitTeacher(Teacher):
         body: Any = self.body
         tokens = body.forward_features(images)
         patches = tokens[:, body.num_prefix_tokens :]
-        return tokens[:, 0] if body.num_prefix_tokens else patches.mean(dim=1), patches
+        # Without a class token the first one may be a register, which says nothing of the whole.
+        return tokens[:, 0] if getattr(body, "cls_token", None) is not None else patches.mean(dim=1), patches
 
 
 class VecaTeacher(Teacher):
@@ -154,19 +158,21 @@ def _veca(name: str, weights: Weights | Path, patch: int) -> Teacher:
     if weights != "published":
         raise RequestError("a VECA teacher comes with its weights; leave teacher_weights out")
     encoder: VecaEncoder
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    bands = IMAGENET_BANDS
     if name.endswith((".pt", ".pth")):
         encoder = load_official_encoder(name)
     elif (Path(name) / ENCODER_CARD).is_file():
         encoder, card = load_encoder(Path(name))
-        mean, std = card.bands.mean, card.bands.std  # type: ignore[assignment]
+        bands = card.bands
     else:
         model = load_model(name)
-        encoder, mean, std = model.network.encoder, model.card.bands.mean, model.card.bands.std  # type: ignore[assignment]
+        encoder, bands = model.network.encoder, model.card.bands
     config = encoder.config
     if config.patch != patch:
         raise RequestError(OTHER_PATCH.format(name, config.patch, patch))
-    return VecaTeacher(encoder, config.output_dim or config.dim, mean, std)
+    teacher = VecaTeacher(encoder, config.output_dim or config.dim, bands.mean, bands.std)
+    teacher.names = bands.names
+    return teacher
 
 
 TEACHERS: Final[dict[str, Callable[[str, Weights | Path, int], Teacher]]] = {"smp": _conv, "timm": _vit, "veca": _veca}

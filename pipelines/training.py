@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 
 from pipelines.augment import Augment
 from pipelines.bands import match_bands
-from pipelines.candidate import candidate
-from pipelines.checkpoint import read_checkpoint, write_checkpoint, write_row
-from pipelines.config import TrainRecipe
+from pipelines.candidate import candidate, start_bands
+from pipelines.checkpoint import images_of, read_checkpoint, write_checkpoint, write_row
+from pipelines.config import NetworkRecipe, TrainRecipe
 from pipelines.crops import Crops, collate
 from pipelines.curves import draw_curves
 from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.optimiser import learning_rate
 from pipelines.progress import Report, quiet
-from pipelines.scenes import Split, check_masks, class_lookup, find_scenes, held_back, split_scenes
+from pipelines.scenes import Scene, Split, check_masks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.steps import Learner, not_finite
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.survey import doubts, measure_bands
@@ -99,8 +99,9 @@ class Run:
         values = [c.value for c in recipe.classes]
         self.lookup = class_lookup(values, recipe.data.ignore)
         self.bands = bands
+        self.images = images_of(bands, split.train, split.validation)
         torch.manual_seed(recipe.schedule.seed)
-        self.candidate = candidate(recipe, bands, held_back(split.validation))
+        self.candidate = candidate(recipe, bands, held_back(split.validation, recipe.data.blocks))
         self.learner = Learner(self.candidate, recipe, device, team)
         self.step = 0
         self.best, self.best_step = -1.0, 0
@@ -124,7 +125,7 @@ class Run:
         split = split_scenes(scenes, recipe.data)
         for line in doubts(recipe, scenes, counts, split):
             report(line)
-        bands = recipe.bands or measure_bands(split.train)
+        bands = recipe.bands or _bands(recipe.network, split.train)
         match_bands((scene.image for scene in scenes), bands.names, bands.dtype)
         if overwrite and team.leads:
             remove_run(out)
@@ -141,7 +142,7 @@ class Run:
         if path.is_file():
             if self.recipe.network.keep:
                 self.learner.start()
-            state = read_checkpoint(path, self.device, self.recipe.model_dump_json())
+            state = read_checkpoint(path, self.device, self.recipe.model_dump_json(), self.images)
             self.learner.load_state_dict(state)
             self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
             self.losses = state["losses"]
@@ -262,7 +263,7 @@ class Run:
         draw_curves(self.out / LOG, self.out / CURVES)
         lead = (
             f"Step {self.step} of {self.recipe.schedule.steps}. Best so far: mean IoU {self.best:.4f} at step "
-            f"{self.best_step}; {held_back(self.split.validation)}."
+            f"{self.best_step}; {held_back(self.split.validation, self.recipe.data.blocks)}."
         )
         pictures = (
             (self.out / CURVES, "Loss, and score on the held-back images"),
@@ -277,11 +278,21 @@ class Run:
         """Writes everything that a resumed run needs."""
         if self.team.leads:
             state = {"step": self.step, "best": self.best, "best_step": self.best_step, "losses": self.losses}
-            recipe = self.recipe.model_dump_json()
-            write_checkpoint(self.out / STATE, {**state, **self.learner.state_dict(), "recipe": recipe})
+            facts = {"recipe": self.recipe.model_dump_json(), "images": self.images}
+            write_checkpoint(self.out / STATE, {**state, **self.learner.state_dict(), **facts})
 
     def result(self) -> TrainedModel:
         return TrainedModel(self.out / BEST, self.best, self.best_step)
+
+
+def _bands(network: NetworkRecipe, scenes: Sequence[Scene]) -> Bands:
+    """What nobody stated: the bands of what training goes on from or, where that reads numbers of another type than the
+    scenes hold, their order alone; the rest is measured."""
+    start, dtype = start_bands(network), str(scenes[0].image.dtype)
+    if start is None:
+        return measure_bands(scenes)
+    match_bands((scene.image for scene in scenes), start.names, dtype)
+    return start if start.dtype == dtype else measure_bands(scenes)
 
 
 def remove_run(out: Path) -> None:

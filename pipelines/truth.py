@@ -104,8 +104,8 @@ def read_shapes(
 
     Where the image has a CRS, they are brought into it from the file's; elsewhere they are level-0 pixels, as QuPath
     writes them. The class is what `attribute` says, or QuPath's classification; shapes without one are left out.
-    Raises RequestError for a file that cannot be read, a class that nobody named, or, unless the file is `shared` with
-    other images, for shapes that all lie beside the image.
+    Raises RequestError for a file that cannot be read, a class that nobody named, points or lines that have one, or,
+    unless the file is `shared` with other images, for shapes that all lie beside the image.
     """
     georef = view.georef
     if georef.unit == "crs":
@@ -120,8 +120,14 @@ def read_shapes(
     if foreign:
         raise RequestError(f"{path} holds the classes {foreign[:10]}, but the recipe names {list(values)}")
     placed = shapely.transform(shapes, lambda at: np.stack(to_pixels @ tuple(at.T), axis=1))
-    placed = shapely.make_valid(placed)
+    # What covers itself is covered, and what has no area leaves nothing behind: the other method makes holes and lines.
+    placed = shapely.make_valid(placed, method="structure", keep_collapsed=False)
     near = shapely.box(0, 0, view.size.width, view.size.height).intersects(placed)
+    if thin := int((near & known & (shapely.get_dimensions(placed) < 2)).sum()):
+        raise RequestError(
+            f"{path} holds {thin} points or lines with a class, and these cover no pixels; make areas of them, or take "
+            "their class away"
+        )
     if not (near.any() or empty or shared):
         raise RequestError(f"no shape of {path} touches {view.source.path}; are they of another image, or another CRS?")
     codes = [values[str(name)] for name, chosen in zip(names, near & known, strict=True) if chosen]
@@ -146,7 +152,10 @@ def _class_name(properties: Mapping[str, Any], attribute: str | None) -> Any:
     if attribute:
         return properties.get(attribute)
     classification = properties.get("classification")
-    return classification.get("name") if isinstance(classification, dict) else classification
+    if not isinstance(classification, dict):
+        return classification
+    # QuPath writes a class within a class, like 'Tumor: Positive', as the names of both.
+    return classification.get("name") or ": ".join(classification.get("names") or ()) or None
 
 
 def _from_layer(path: Path, attribute: str, view: View) -> tuple[NDArray[np.object_], list[Any], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -125,27 +125,40 @@ def _called(
 
 
 def _object_classes(scenes: Sequence[Scene], lookup: NDArray[np.uint8]) -> set[int]:
-    """Indices of the classes that any true object of any scene belongs to."""
+    """Indices of the classes that any true object of any scene is of."""
     found: set[int] = set()
     for scene in scenes:
         if scene.objects is None:
             continue
         for piece in scene.boxes(PIECE):
-            truth = scene.targets(piece, lookup)
-            found |= set(np.unique(truth[scene.objects.values(piece) > 0]).tolist())
+            found |= set(np.unique(_kinds(scene.objects.values(piece), scene.targets(piece, lookup))).tolist())
     return found - {IGNORE}
+
+
+def _kinds(objects: NDArray[Any], truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) the class of the object that a pixel is in: that of most of its known pixels; IGNORE in none."""
+    inside = (objects > 0) & (truth != IGNORE)
+    kinds = np.full(truth.shape, IGNORE, dtype=np.uint8)
+    if not inside.any():
+        return kinds
+    ids, at = np.unique(objects[inside], return_inverse=True)
+    classes = truth[inside].astype(np.intp)
+    width = int(classes.max()) + 1
+    counts = np.bincount(at * width + classes, minlength=len(ids) * width).reshape(len(ids), width)
+    kinds[inside] = counts.argmax(axis=1)[at]
+    return kinds
 
 
 def _add_objects(
     measured: Measured, scene: Scene, piece: Box, truth: NDArray[np.uint8], called: NDArray[np.uint8]
 ) -> None:
-    """Each true object belongs to the class of its pixels; a class that has objects elsewhere may be called in vain."""
+    """Objects and calls of each class; one that has objects elsewhere may be called in vain."""
     if scene.objects is None:
         return
     objects = scene.objects.values(piece)
-    known = truth != IGNORE
+    known, kinds = truth != IGNORE, _kinds(objects, truth)
     for cls, counted in measured.objects.items():
-        counted.add(np.where(truth == cls, objects, 0), called == cls, known)
+        counted.add(np.where(kinds == cls, objects, 0), called == cls, known)
 
 
 def _named(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float]:

@@ -98,7 +98,10 @@ def load_network(network: torch.nn.Module, path: Path) -> None:
 
 
 def save_model(folder: Path, network: Segmenter, card: Card, dtype: torch.dtype = torch.float32) -> None:
-    """Writes model.safetensors and model.json into `folder`, floating weights as `dtype`, each by a rename."""
+    """Writes model.safetensors and model.json into `folder`, floating weights as `dtype`, each by a rename.
+
+    A tensor with numbers that are too large for `dtype` keeps its own.
+    """
     _save_state(folder / WEIGHTS, network, dtype)
     write_card(folder, card)
 
@@ -124,11 +127,14 @@ def load_encoder(folder: Path) -> tuple[VecaEncoder, EncoderCard]:
 
 def _save_state(path: Path, network: torch.nn.Module, dtype: torch.dtype) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
-        for name, value in network.state_dict().items()
-    }
+    state = {name: _stored(value, dtype).contiguous().cpu() for name, value in network.state_dict().items()}
     write_tensors(path, state)
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats as `dtype`, where it holds all of them: statistics of raw pixels may be beyond float16's 65504."""
+    smaller = value.to(dtype) if value.is_floating_point() else value
+    return value if bool((smaller.isinf() & ~value.isinf()).any()) else smaller
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

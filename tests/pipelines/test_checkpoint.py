@@ -37,9 +37,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) 
         with pytest.raises(OSError, match="No space left on device"):
             write_checkpoint(path, {"recipe": "r", "values": torch.zeros(count)})
         assert [p.name for p in small_disk.iterdir()] == ["training.pt"]
-        assert torch.equal(read_checkpoint(path, CPU, "r")["values"], torch.arange(10))
+        assert torch.equal(read_checkpoint(path, CPU, "r", "i")["values"], torch.arange(10))
     with pytest.raises(RequestError, match="holds a run of another recipe"):
-        read_checkpoint(path, CPU, "s")
+        read_checkpoint(path, CPU, "s", "i")
 
 
 def test_what_cannot_be_saved_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,15 @@ def test_a_vision_transformer_of_timm_teaches_its_class_token_and_patches() -> N
     torch.testing.assert_close(patches, F.layer_norm(tokens[:, 1:], (192,)))
 
 
+def test_a_vision_transformer_with_registers_alone_teaches_the_mean_of_its_patches() -> None:
+    teacher = load_teacher("timm:vit_medium_patch16_reg4_gap_256", "random", 16, 3)
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    whole, _ = teacher(pixels)
+    body: Any = teacher.body
+    patches = body.forward_features((pixels - teacher.mean) / teacher.std)[:, 4:]
+    torch.testing.assert_close(whole, F.layer_norm(patches.mean(dim=1), (teacher.dim,)))
+
+
 def test_a_teachers_published_weights_are_fetched_when_it_is_known_to_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +199,23 @@ def test_an_encoder_teaches_another(data: Path, tmp_path: Path) -> None:
         tmp_path / "second", device="cpu",
     )  # fmt: skip
     assert load_encoder(second)[0].config.output_dim == 768
+
+
+def test_a_teacher_sees_its_bands_in_its_own_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = {**BANDS, "names": ["Blue", "Red", "Green"], "mean": [1, 2, 3]}
+    first = distill(described(data), tmp_path / "first", device="cpu")
+    for name, spec in (("a", f"veca:{first}"), ("b", "smp:resnet18")):
+        weights = "published" if name == "a" else "random"
+        made = described(data, bands=turned, teacher=spec, teacher_weights=weights)
+        run = Distillation(made, tmp_path / name, torch.device("cpu"), lambda _: None)
+        seen: list[torch.Tensor] = []
+        whole = run.teacher.forward
+        monkeypatch.setattr(
+            run.teacher, "forward", lambda pixels, seen=seen, whole=whole: seen.append(pixels) or whole(pixels)
+        )
+        pixels = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 64, 64)  # blue 0, red 1, green 2
+        run.learn(pixels, 16)
+        assert seen[0][0, :, 0, 0].tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(

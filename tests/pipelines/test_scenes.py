@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled import CLASSES, VALUES, recipe, write_data, write_recipe
@@ -152,6 +154,34 @@ def spoil(data: Path, how: str) -> None:
 def test_data_that_does_not_fit_is_named(data: Path, how: str, reason: str) -> None:
     spoil(data, how)
     refused(write_recipe(data), reason)
+
+
+@pytest.mark.parametrize(
+    ("place", "fits"),
+    [
+        (Affine(2, 0, 600, 0, -2, 900), True),
+        (Affine(2, 0, 600.01, 0, -2, 900), True),
+        pytest.param(None, True, marks=pytest.mark.filterwarnings("ignore:Dataset has no geotransform")),
+        (Affine(2, 0, 604, 0, -2, 900), False),
+        (Affine(2, 0, 600, 0, 2, 880), False),
+        (Affine(4, 0, 600, 0, -4, 900), False),
+    ],
+    ids=["same", "rounded", "nowhere", "shifted", "south-up", "coarser"],
+)
+def test_a_mask_lies_where_its_image_does(tmp_path: Path, place: Affine | None, fits: bool) -> None:
+    for name, count, transform in (("images", 3, Affine(2, 0, 600, 0, -2, 900)), ("masks", 1, place)):
+        (tmp_path / name).mkdir()
+        with rasterio.open(
+            tmp_path / name / "a.tif", "w", driver="GTiff", height=10, width=12, count=count, dtype="uint8",
+            crs="EPSG:32633", transform=transform,
+        ) as file:  # fmt: skip
+            file.write(np.zeros((count, 10, 12), np.uint8))
+    data = DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks")
+    if fits:
+        assert len(find_scenes(data)) == 1
+    else:
+        with pytest.raises(RequestError, match="lies elsewhere on the ground"):
+            find_scenes(data)
 
 
 def test_a_group_pattern_that_names_nothing_is_said(data: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from scipy import ndimage
 
 from pipelines import evaluate, segment, train
 from pipelines.candidate import architecture, new_card
-from pipelines.config import ScheduleRecipe
+from pipelines.config import DataRecipe, ScheduleRecipe
 from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
 from pipelines.job import Options
@@ -32,6 +33,8 @@ from pipelines.truth import MaskTruth
 from pipelines.validation import validate
 from tiling.readers.array import ArraySource
 from veca_core import Model, ModelError, build, load_card, load_model, load_official_encoder
+from veca_core.card import Bands
+from veca_core.weights import write_card
 
 CPU = torch.device("cpu")
 
@@ -146,6 +149,47 @@ def test_the_run_of_another_recipe_is_not_gone_on_with(trained: Path, data: Path
     other = recipe(data, schedule={**content()["schedule"], "rate": 0.5})
     with pytest.raises(RequestError, match="holds a run of another recipe; give another --out"):
         train(other, trained, device="cpu")
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "run"
+    train(recipe(data), out, device="cpu")
+    for folder in ("images", "masks"):
+        (data / folder / "case1_0.png").rename(data / folder / "case2_9.png")
+    with pytest.raises(RequestError, match="on other images than there are now, and may have learned from what would"):
+        train(recipe(data), out, device="cpu")
+    train(recipe(data), out, device="cpu", overwrite=True)
+
+
+def test_bands_are_those_that_a_start_reads(trained: Path, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "start"
+    shutil.copytree(trained / "best", copy)
+    card = load_card(copy)
+    bands = Bands(names=("green", "red", "blue"), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    write_card(copy, card.model_copy(update={"bands": bands}))
+    start = {**content()["network"], "pretrained": str(copy)}
+    begun = run(data, tmp_path / "a", network=start)
+    assert begun.bands == bands
+    assert begun.split.train[0].image.bands == bands.names
+    assert begun.candidate.card.bands == bands
+    stated = bands.model_dump() | {"mean": (9.0, 9.0, 9.0)}
+    assert run(data, tmp_path / "b", network=start, bands=stated).bands.mean == (9.0, 9.0, 9.0)
+    with pytest.raises(RequestError, match="reads its bands in the order green, red, blue, and the recipe has red"):
+        run(data, tmp_path / "c", network=start, bands={**stated, "names": ["red", "green", "blue"]})
+    # Numbers of another type have another scale.
+    write_card(copy, card.model_copy(update={"bands": bands.model_copy(update={"dtype": "uint16"})}))
+    assert run(data, tmp_path / "d", network=start, bands=None).bands.names == bands.names
+    recipe(data)
+
+
+@pytest.mark.parametrize("changed", [{"heads": 6}, {"rope_off_from": "high"}, {"rope_off": 0.5}])
+def test_a_model_whose_weights_only_look_alike_cannot_be_started_from(
+    trained: Path, data: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    overrides = {**content()["network"]["overrides"], **changed}
+    start = {**content()["network"], "overrides": overrides, "pretrained": str(trained / "best")}
+    with pytest.raises(RequestError, match="do not fit this network; give the recipe its preset, stem, overrides"):
+        run(data, tmp_path, network=start)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"not a checkpoint"])
@@ -276,6 +320,30 @@ def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(
     assert all(torch.equal(value, kept[name]) for name, value in best.items())
     with pytest.raises(RequestError, match="keep is a share of a model to go on from, and pretrained is imagenet"):
         recipe(data, network={"pretrained": "imagenet", "keep": 0.5})
+
+
+def test_a_new_head_is_not_mixed_with_the_random_weights_that_it_began_with(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best"), "keep": 0.25}
+    two = {"classes": CLASSES[:2], "data": {**content()["data"], "ignore": [9]}}
+    learner = Run.prepare(recipe(data, network=start, **two), tmp_path, CPU, lambda _: None).learner
+    mean = {name: value.clone() for name, value in learner.average.module.state_dict().items()}
+    for value in learner.average.module.parameters():
+        value.data += 1
+    kept = learner.kept().state_dict()
+    torch.testing.assert_close(kept["head.classify.weight"], mean["head.classify.weight"] + 1)
+    torch.testing.assert_close(kept["encoder.bank.tokens"], mean["encoder.bank.tokens"] + 0.75)
+    recipe(data)
+
+
+def test_classes_in_another_order_keep_their_own_weights(trained: Path, data: Path, tmp_path: Path) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best")}
+    begun = run(data, tmp_path, network=start, classes=[CLASSES[i] for i in (2, 0, 1)])
+    mine, theirs = (n.state_dict() for n in (begun.learner.network, load_model(trained / "best").network))
+    for name in ("head.classify.weight", "head.classify.bias"):
+        assert torch.equal(mine[name], theirs[name][[2, 0, 1]])
+    recipe(data)
 
 
 def test_a_model_with_another_head_gives_its_encoder_to_a_linear_probe(data: Path, tmp_path: Path) -> None:
@@ -488,6 +556,50 @@ def test_scores_of_another_recipes_scenes_are_not_recorded_and_none_is_scored(
     assert load_card(trained / "best") == before
 
 
+def test_scores_with_windows_of_another_side_are_not_recorded(trained: Path, data: Path, veca: Any) -> None:
+    recipe(data)
+    before = load_card(trained / "best")
+    command = ("evaluate", trained / "best", data / "recipe.yaml", "--cores", 8, "--device", "cpu")
+    assert (
+        "the model's own window of 64 px gave, not 96; leave out --window"
+        in veca(*command, "--record", "--window", 96).line
+    )
+    scored = evaluate(load_model(trained / "best"), recipe(data).data, cores=[8], window=96, device="cpu")
+    with pytest.raises(RequestError, match="leave out --window, or --record"):
+        record_scores(load_model(trained / "best"), scored)
+    assert load_card(trained / "best") == before
+    assert evaluate(load_model(trained / "best"), recipe(data).data, cores=[8], window=64, device="cpu").window is None
+
+
+def test_squares_of_another_side_are_other_scenes(model: Model, data: Path) -> None:
+    cut = DataRecipe(images=data / "images", masks=data / "masks", blocks=64, validate_on=("case0_0@0,0",))
+    scored = evaluate(model, cut, cores=[8], device="cpu")
+    assert scored.held == "held back: case0_0@0,0, in squares of 64 px"
+    other = evaluate(model, cut.model_copy(update={"blocks": 96}), cores=[8], device="cpu")
+    assert other.scenes == scored.scenes
+    assert other.held != scored.held
+
+
+def test_masks_with_other_values_for_the_models_classes_are_refused(trained: Path, data: Path, veca: Any) -> None:
+    swapped = [{**CLASSES[0], "value": 4}, {**CLASSES[1], "value": 0}, {**CLASSES[2], "name": "scarce"}]
+    recipe(data, classes=swapped)
+    said = veca("evaluate", trained / "best", data / "recipe.yaml", "--device", "cpu")
+    assert "'background' is 4 in the masks and 0 in the model, 'nucleus' is 0 in the masks and 4" in said.line
+    recipe(data)
+
+
+def test_what_a_recipe_ignores_is_not_scored_though_the_model_has_a_class_for_it(model: Model, data: Path) -> None:
+    two = recipe(data, classes=CLASSES[:2], data={**content()["data"], "ignore": [9]}).data
+    (score,) = evaluate(model, two, cores=[8], device="cpu").scores
+    lookup = class_lookup([0, 4, 9], (9,))
+    known = sum(int((np.array(Image.open(data / "masks" / f"case2_{i}.png")) != 9).sum()) for i in (0, 1))
+    scenes = split_scenes(find_scenes(two), two).validation
+    measured = validate(model.network, scenes, lookup, CPU, cores=8, window=64, multiple=16)
+    assert measured.confusion.counts.sum() == known
+    assert score.mean_iou == pytest.approx(measured.confusion.mean_iou, abs=1e-4)
+    recipe(data)
+
+
 @pytest.mark.parametrize("budgets", [[7], [8, 24], [0]])
 def test_a_budget_that_the_model_has_not_is_refused_before_anything_runs(
     model: Model, data: Path, budgets: list[int]
@@ -559,6 +671,19 @@ def test_objects_are_scored_where_they_are_told_apart(model: Model, tmp_path: Pa
     score = evaluate(model, recipe(data, data=described).data, cores=[8], device="cpu").scores[0]
     assert score.pq is not None
     assert 0 <= score.pq <= 1
+
+
+def test_an_object_is_of_the_class_of_most_of_its_pixels(model: Model) -> None:
+    """Objects that are drawn a pixel wider than their class do not make objects of the background."""
+    truth, objects = np.zeros((2, 40, 40), np.uint8)
+    truth[10:20, 10:20], truth[25:35, 5:15] = 4, 9
+    objects[9:21, 9:21], objects[24:36, 4:16] = 1, 2
+    whole = Scene.whole("a", "a", ArraySource(np.zeros((40, 40, 3), np.uint8)), ArraySource(truth))
+    scene = dataclasses.replace(whole, objects=MaskTruth(ArraySource(objects), whole.view))
+    lookup = class_lookup([0, 4, 9], ())
+    measured = validate(model.network, [scene], lookup, CPU, cores=8, window=64, multiple=16, thorough=True)
+    assert list(measured.objects) == [1, 2]
+    assert all(one.matched + one.missed == 1 for one in measured.objects.values())
 
 
 def test_objects_that_are_called_where_a_scene_has_none_count(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from affine import Affine
 from labelled import CLASSES, write_data
 from PIL import Image
 from rasterio.features import rasterize
-from shapely.geometry import Polygon, box, mapping
+from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box, mapping
 
 from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
@@ -71,6 +71,39 @@ def test_a_slides_shapes_are_drawn_in_its_pixels_whatever_box_is_asked_for(slide
     assert np.array_equal(whole, expected)
     for part in (Box(0, 0, 1, 1), Box(25, 15, 30, 10), Box(59, 0, 41, 80)):
         assert np.array_equal(scene.truth.values(part), expected[part.slices])
+
+
+def test_what_a_shape_covers_twice_is_covered_and_what_has_no_width_is_not_drawn(slide: Path) -> None:
+    named = {"classification": {"name": "nucleus"}}
+    twice = MultiPolygon([box(10, 10, 30, 30), box(20, 20, 40, 40)])
+    outside = Polygon([(50, 50), (60, 50), (60, 60), (50, 60)], [[(55, 52), (70, 52), (70, 58), (55, 58)]])
+    spiked = Polygon([(50, 10), (60, 10), (60, 20), (70, 40), (60, 20), (50, 20)])
+    qupath(slide / "shapes" / "s.geojson", [(twice, named), (outside, named), (spiked, named)])
+    (scene,) = find_scenes(shaped(slide), classes=NAMED)
+    expected = np.zeros((100, 80), np.uint8)
+    expected[10:30, 10:30] = expected[20:40, 20:40] = expected[50:60, 50:60] = expected[10:20, 50:60] = 4
+    expected[52:58, 55:60] = 0
+    assert np.array_equal(scene.truth.values(scene.area), expected)
+
+
+@pytest.mark.parametrize("shape", [Point(20, 20), LineString([(5, 5), (60, 60)])])
+def test_points_and_lines_with_a_class_are_refused_and_others_say_nothing(slide: Path, shape: Any) -> None:
+    named = {"classification": {"name": "nucleus"}}
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, named), (shape, {})])
+    (scene,) = find_scenes(shaped(slide), classes=NAMED)
+    assert (scene.truth.values(scene.area) == 4).sum() == SQUARE.area
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, named), (shape, named)])
+    with pytest.raises(RequestError, match="1 points or lines with a class"):
+        find_scenes(shaped(slide), classes=NAMED)
+
+
+def test_a_class_within_a_class_is_named_as_qupath_shows_it(slide: Path) -> None:
+    qupath(slide / "shapes" / "s.geojson", [(SQUARE, {"classification": {"names": ["nucleus", "Positive"]}})])
+    with pytest.raises(RequestError, match="'nucleus: Positive'"):
+        find_scenes(shaped(slide), classes=NAMED)
+    within = (*NAMED, ClassInfo(value=7, name="nucleus: Positive", color="#000000"))
+    (scene,) = find_scenes(shaped(slide), classes=within)
+    assert (scene.truth.values(scene.area) == 7).sum() == SQUARE.area
 
 
 def test_a_later_shape_covers_those_before_it_and_bounds_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,20 +257,38 @@ def test_an_image_without_shapes_is_named(slide: Path) -> None:
 def test_one_large_image_is_split_by_blocks_and_no_crop_reaches_into_another(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    y, x = np.mgrid[:300, :330]
+    y, x = np.mgrid[:300, :360]
     block = (y // 100 * 4 + x // 100).astype(np.uint8)
     Image.fromarray(np.stack([block * 10] * 3, axis=-1)).save(tmp_path / "images" / "one.png")
     Image.fromarray(np.minimum(block, 1)).save(tmp_path / "masks" / "one.png")
     data = DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks", blocks=100)
     scenes = find_scenes(data)
     assert len(scenes) == 12
-    assert sum(scene.area.pixels for scene in scenes) == 300 * 330
+    assert sum(scene.area.pixels for scene in scenes) == 300 * 360
     split = split_scenes(scenes, data)
     assert len(split.validation) == 2
     for one in split.train:
         for top, left in ((one.area.y - 40, one.area.x - 40), (one.area.bottom - 5, one.area.x)):
             image, _ = read_padded(one, class_lookup([0, 1], ()), (0, 0, 0), top, left, 60)
             assert len(np.unique(image)) == 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(130, 96, [64, 66], [64, 32]), (40, 95, [40], [95]), (64, 200, [64], [64, 64, 72])],
+)
+def test_squares_at_the_edges_are_no_strips(
+    tmp_path: Path, height: int, width: int, rows: list[int], columns: list[int]
+) -> None:
+    for name, shape in (("images", (height, width, 3)), ("masks", (height, width))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / name / "a.png")
+    scenes = find_scenes(DataRecipe(images=tmp_path / "images", masks=tmp_path / "masks", blocks=64))
+    seen = np.zeros((height, width), int)
+    for scene in scenes:
+        seen[scene.area.slices] += 1
+    assert (seen == 1).all()
+    assert [(s.area.height, s.area.width) for s in scenes] == [(h, w) for h in rows for w in columns]
 
 
 def test_blocks_of_images_of_one_group_stay_together(tmp_path: Path) -> None:

@@ -302,6 +302,8 @@ def test_white_is_zero_is_turned_round(tmp_path: Path) -> None:
     for dtype in (np.uint8, np.uint16):
         grey = RGB[..., 0].astype(dtype)
         path = write(tmp_path / f"{np.dtype(dtype)}.tif", grey, photometric="miniswhite")
+        with open_image(path, indexed=True) as mask:
+            assert np.array_equal(mask.read(mask.levels[0].size.box)[..., 0], grey), "a class is a number, not a shade"
         with open_image(path) as image:
             assert image.dtype == dtype
             assert np.array_equal(image.read(Box(0, 0, 150, 200))[..., 0], np.iinfo(dtype).max - grey)

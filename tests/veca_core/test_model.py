@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import LITE, card, network, pixels
+from safetensors.torch import load_file
 
 from veca_core import Card, ModelError, build, load_card, load_model, save_model, shipped_models
 from veca_core.card import Architecture, Bands
@@ -92,6 +93,16 @@ def test_a_saved_model_comes_back(tmp_path: Path, dtype: torch.dtype, stem: str,
     with torch.no_grad():
         got, expected = loaded.network(pixels(40, 50)), model(pixels(40, 50))
     torch.testing.assert_close(got, expected, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
+
+
+def test_numbers_that_float16_does_not_hold_are_saved_as_they_are(tmp_path: Path) -> None:
+    described = card(head="linear")
+    model = network(described)
+    norm: Any = model.head
+    norm.norm.running_var.fill_(1e6)
+    save_model(tmp_path, model, described, torch.float16)
+    assert torch.equal(load_model(tmp_path).network.state_dict()["head.norm.running_var"], norm.norm.running_var)
+    assert load_file(tmp_path / WEIGHTS)["head.classify.weight"].dtype == torch.float16
 
 
 def test_the_digest_names_weights_and_card(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ class TiffSource(OpenedImage):
         for level in pixels:
             level.check_complete(self._file.length)
         full, self._alpha = pixels[0], tiff_tags.alpha_sample(page)
-        self._white = 2**page.bitspersample - 1 if page.photometric == PHOTOMETRIC.MINISWHITE else None
+        inverted = page.photometric == PHOTOMETRIC.MINISWHITE and not self._indexed
+        self._white = 2**page.bitspersample - 1 if inverted else None
         self._ycbcr = tiff_tags.is_aperio_ycbcr(page)
         self._palette = None if self._indexed else tiff_tags.palette(page)
         self._turn = tiff_tags.orientation(page)
