@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import rasterio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
@@ -20,9 +19,11 @@ from tiling import ImageError, View, open_image, storage
 from tiling.disk import remove
 from tiling.exports import FILES
 from tiling.labels import Labels
+from tiling.readers import ENDINGS
 from tiling.readers.array import ZARR_FILES
 from tiling.readers.dicom import series_files
 from tiling.readers.placed import beside
+from tiling.readers.raster import files_of
 from veca_core.card import first_problem
 
 RUN: Final = "run.json"
@@ -258,13 +259,12 @@ def _stored_at(path: str) -> list[str]:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The files that make an image of one file: itself, its sidecars and companions, and what a VRT refers to."""
+    """The files that make an image of one file: itself, its sidecars and companions, headers, what a VRT refers to."""
     files = [path, *beside(str(path))]
     if path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if path.suffix.lower() == ".dcm":
         files += [file for file in series_files(str(path)) if file != path]
-    if path.suffix.lower() == ".vrt":
-        with rasterio.open(path) as dataset:
-            files += [Path(name) for name in dataset.files if Path(name).is_file()]
+    if not path.name.lower().endswith(ENDINGS):
+        files += [Path(name) for name in files_of(str(path))]
     return files

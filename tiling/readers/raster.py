@@ -13,7 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
@@ -230,6 +230,23 @@ class RasterSource(OpenedImage):
         with self._dataset(0) as dataset, _bounded_cache(self.path):
             mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
         return np.asarray(mask > 0)
+
+
+def files_of(path: str) -> list[str]:
+    """What GDAL reads for a raster on a disk: a header beside it, what a VRT refers to and what a VRT among that does.
+
+    Nothing for a file that GDAL does not read.
+    """
+    found: dict[str, None] = {}
+    left = [path]
+    while left:
+        name = left.pop()
+        known = None if name.lower().endswith(SUFFIXES) else DRIVERS
+        with suppress(RasterioIOError), _open(name, drivers=known) as dataset:
+            files = [file for file in dataset.files if os.path.isfile(file)]  # noqa: PTH113 - as GDAL names them
+            left += [file for file in files if file.lower().endswith(".vrt") and file not in found]
+            found |= dict.fromkeys(files)
+    return list(found)
 
 
 def _open(path: str, overview: int = -1, drivers: Sequence[str] | None = None) -> DatasetReader:
