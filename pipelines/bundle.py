@@ -15,7 +15,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
-from tiling import ImageError, View, open_image, storage
+from tiling import ImageError, Size, View, open_image, storage
 from tiling.disk import remove
 from tiling.exports import FILES
 from tiling.labels import Labels
@@ -186,11 +186,12 @@ class Bundle:
         return Labels.open(self.folder / LABELS)
 
     def image(self) -> View | None:
-        """The image at its own pixels (the result's grid spans it exactly); None where the file is gone or changed."""
+        """The image on the result's grid; None where the file is gone or changed."""
         try:
             if image_fingerprint(self.run.image.path) != self.run.image.fingerprint:
                 return None
-            return View.open(open_image(self.run.image.path, bands=self.run.image.chosen, strict=False))
+            source = open_image(self.run.image.path, bands=self.run.image.chosen, strict=False)
+            return View.sized(source, Size(*self.run.grid.size))
         except (ImageError, OSError):
             return None
 
