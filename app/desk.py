@@ -125,7 +125,13 @@ class Desk:
         image = self.image(entry.image) if entry.image else None
         fingerprint = image_fingerprint(entry.image_path) if image and not entry.alone else ""
         folder = Corrections.begin(
-            entry.folder, entry.image_path, fingerprint, entry.model, entry.cores, tiles.labels.classes
+            entry.folder,
+            entry.image_path,
+            fingerprint,
+            entry.model,
+            entry.cores,
+            tiles.labels.classes,
+            tiles.labels.size,
         )
         self.catalog.look(fresh=-1)
         return self.catalog.name("layer", folder)

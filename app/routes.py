@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
+from affine import Affine
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from app.desk import the_desk
 from pipelines.display.facts import areas_of, lonlat, pixel_at
 from pipelines.display.look import Look
+from pipelines.display.masks import MaskTiles
 from pipelines.errors import USER_ERRORS, RequestError
 from pipelines.live.corrected import CorrectedTiles
 from pipelines.view import read_regions
@@ -111,15 +113,17 @@ def regions(request: Request) -> Response:
     entry = the_desk().catalog.layer(request.path_params["name"])
     if entry is None or not (entry.folder / "regions.csv").is_file() or not entry.written:
         raise HTTPException(404)
-    image = the_desk().image(entry.image) if entry.image else None
-    if image is None:
+    mask = the_desk().mask(entry.id)
+    if not isinstance(mask, MaskTiles | CorrectedTiles):
         raise HTTPException(404)
-    back = ~image.source.georef.transform
+    # By the mask's own place: its micrometres may be those that a user stated, where the image's file says others.
+    georef, place = mask.labels.georef, mask.place
+    back = Affine(place.step_x, 0, place.x, 0, place.step_y, place.y) @ ~georef.transform
     rows = []
     for row in read_regions(entry.folder, REGIONS, request.query_params["class"]):
         x, y = back @ row.world
         rows.append([round(y, 1), round(x, 1), row.pixels, row.area, row.perimeter])
-    unit = "um2" if image.source.georef.unit == "um" else "m2"
+    unit = "um2" if georef.unit == "um" else "m2"
     return JSONResponse({"rows": rows, "unit": unit, "most": REGIONS}, headers=PRIVATE)
 
 
@@ -275,5 +279,7 @@ def _measured(request: Request, corners: list[tuple[float, float]]) -> Response:
     image = desk.image(name) if name else None
     count = mask.count(corners)
     georef, size = (image.source.georef, image.source.levels[0].size) if image else (None, None)
+    if isinstance(mask, MaskTiles | CorrectedTiles) and mask.labels.georef.unit == "um":
+        georef = mask.labels.georef.scaled(1 / mask.place.step_y, 1 / mask.place.step_x)  # as areas.csv has it
     rows = areas_of(count, mask, corners, georef, size)
     return JSONResponse({"rows": rows, "exact": count.exact}, headers=PRIVATE)

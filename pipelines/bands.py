@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from pipelines.errors import RequestError
 from tiling import Source
+from tiling.readers.opened import listed
+from tiling.readers.raster_tags import COLOURS
 
 
 def other_order(here: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
@@ -19,10 +21,23 @@ def other_order(here: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] |
     return tuple(names.index(name) for name in read)
 
 
+def misplaced(here: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first band that is named as one part of the spectrum and would be read as another; None where there is none.
+
+    Red, green and blue are what formats call any three bands, and prove nothing.
+    """
+    names, read = [name.lower() for name in here], [name.lower() for name in wanted]
+    if names[:3] == ["red", "green", "blue"] or other_order(here, wanted) is not None:
+        return None
+    pairs = zip(here, names, read, strict=False)
+    return next((name for name, one, other in pairs if one != other and {one, other} <= COLOURS), None)
+
+
 def match_bands(images: Iterable[Source], names: Sequence[str], dtype: str, reader: str = "the model") -> None:
     """Has each image give the bands of these names, in this order.
 
-    Raises RequestError for an image that has other names and another number of bands, or numbers of another type.
+    Raises RequestError for an image that has other names and another number of bands, or names a band as another part
+    of the spectrum than it would be read as, or has numbers of another type.
     """
     for image in images:
         order = other_order(image.bands, names)
@@ -30,5 +45,9 @@ def match_bands(images: Iterable[Source], names: Sequence[str], dtype: str, read
             image.choose([str(place + 1) for place in order])
         if len(image.bands) != len(names):
             raise RequestError(f"{image.path} has {len(image.bands)} bands; {reader} reads {len(names)}")
+        if misplaced(image.bands, names):
+            raise RequestError(
+                f"{image.path} has {listed(image.bands)}; {reader} reads {listed(names)}; name them alike"
+            )
         if str(image.dtype) != dtype:
             raise RequestError(f"{image.path} holds {image.dtype} values; {reader} reads {dtype}")

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import rasterio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import RequestError
-from tiling import ImageError, View, open_image, storage
+from tiling import ImageError, Size, View, open_image, storage
 from tiling.disk import remove
 from tiling.exports import FILES
 from tiling.labels import Labels
+from tiling.readers import ENDINGS
 from tiling.readers.array import ZARR_FILES
 from tiling.readers.dicom import series_files
 from tiling.readers.placed import beside
+from tiling.readers.raster import files_of
 from veca_core.card import first_problem
 
 RUN: Final = "run.json"
@@ -185,11 +186,12 @@ class Bundle:
         return Labels.open(self.folder / LABELS)
 
     def image(self) -> View | None:
-        """The image at its own pixels (the result's grid spans it exactly); None where the file is gone or changed."""
+        """The image on the result's grid; None where the file is gone or changed."""
         try:
             if image_fingerprint(self.run.image.path) != self.run.image.fingerprint:
                 return None
-            return View.open(open_image(self.run.image.path, bands=self.run.image.chosen, strict=False))
+            source = open_image(self.run.image.path, bands=self.run.image.chosen, strict=False)
+            return View.sized(source, Size(*self.run.grid.size))
         except (ImageError, OSError):
             return None
 
@@ -258,13 +260,12 @@ def _stored_at(path: str) -> list[str]:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The files that make an image of one file: itself, its sidecars and companions, and what a VRT refers to."""
+    """The files that make an image of one file: itself, its sidecars and companions, headers, what a VRT refers to."""
     files = [path, *beside(str(path))]
     if path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
     if path.suffix.lower() == ".dcm":
         files += [file for file in series_files(str(path)) if file != path]
-    if path.suffix.lower() == ".vrt":
-        with rasterio.open(path) as dataset:
-            files += [Path(name) for name in dataset.files if Path(name).is_file()]
+    if not path.name.lower().endswith(ENDINGS):
+        files += [Path(name) for name in files_of(str(path))]
     return files

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import torch
 
 from pipelines import damage
-from pipelines.bands import other_order
+from pipelines.bands import misplaced, other_order
 from pipelines.bundle import (
     LABELS,
     Bundle,
@@ -114,7 +114,7 @@ class Job:
     @classmethod
     def prepare(cls, source: Source, model: Model, folder: Path, options: Options, planner: Planner = make_plan) -> Job:
         """Chooses view and plan; raises where the model cannot read this image."""
-        check_bands(source, model)
+        check_bands(source, model, options)
         model.network.encoder.config.check_budget(options.cores)
         view = open_view(source, model, options)
         budgets = best_first(model)
@@ -255,13 +255,18 @@ def best_first(model: Model) -> tuple[int, ...]:
     return tuple(sorted(model.network.encoder.config.budgets, key=lambda c: (recorded.get(c, 0.0), c), reverse=True))
 
 
-def check_bands(source: Source, model: Model) -> None:
-    """Raises RequestError where the model cannot read the image's bands or their numbers."""
+def check_bands(source: Source, model: Model, options: Options) -> None:
+    """Raises RequestError where the model cannot read the image's bands or their numbers, or would mistake a band."""
     bands = model.card.bands
     if len(source.bands) != len(bands.names):
         raise RequestError(
             f"{source.path} has {listed(source.bands)}, but {model.card.name} reads {listed(bands.names)}; "
             f"choose them with --bands, by name or by number{_hidden(source, len(bands.names))}"
+        )
+    if not options.bands and (band := misplaced(source.bands, bands.names)):
+        raise RequestError(
+            f"{source.path} has {listed(source.bands)}, but {model.card.name} reads {listed(bands.names)}: {band} "
+            "would be read as another; choose with --bands what is read as what, by name or by number"
         )
     if str(source.dtype) != bands.dtype:
         raise RequestError(

@@ -81,6 +81,7 @@ class Canvas:
         name: str,
         fingerprint: str,
         scale: tuple[float, float] = (1.0, 1.0),
+        corner: tuple[float, float] = (0.0, 0.0),
         layers: Sequence[Layer] = (),
         anew: bool = False,
     ) -> Self:
@@ -104,6 +105,7 @@ class Canvas:
             name=name,
             fingerprint=fingerprint,
             scale=scale,
+            corner=corner,
             layers={layer.name: layer.as_json() for layer in layers},
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,7 @@ class Canvas:
             name=labels.name,
             fingerprint=fingerprint,
             scale=labels.scale,
+            corner=labels.corner,
             anew=True,
         )
 

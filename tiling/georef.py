@@ -12,6 +12,7 @@ import numpy as np
 import pyproj
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj.crs import GeographicCRS
 
 from tiling.geometry import Box, Size
 
@@ -182,6 +183,10 @@ class Georef:
         if geod is None or not (crs.is_projected or crs.is_geographic):
             return None
         geographic = crs.geodetic_crs if crs.is_projected else crs
+        assert geographic is not None, "a projected CRS lies over a geographic one"
+        if not math.isclose(geographic.axis_info[0].unit_conversion_factor, math.pi / 180):
+            # French maps count in grads; geodesics are asked for in degrees.
+            geographic = GeographicCRS(datum=geographic.datum)
         return pyproj.Transformer.from_crs(crs, geographic, always_xy=True), geod
 
     def _ground_spacing(self, y: float, x: float) -> Spacing | None:

@@ -73,6 +73,8 @@ class Labels:
     """Names the run that made it: input, model, plan and options."""
     scale: tuple[float, float]
     """(y, x): how many pixels of the image one pixel of level 0 covers; (1, 1) where it was read as it is."""
+    corner: tuple[float, float]
+    """(y, x): where the first pixel begins, in pixels of what was read of the image; (0, 0) but for a part of it."""
     levels: tuple[zarr.Array[Any], ...]
     """(H, W) uint8, finest first; a pixel of level k covers 2**k x 2**k pixels of level 0."""
     layers: Mapping[str, LayerData]
@@ -110,11 +112,12 @@ class Labels:
         its own.
         """
         y, x = self.scale
+        top, left = self.corner
         t = self.georef.transform
         bounded = self.kind == "slide" and self.georef.unit == "um" and not from_bounds
         # Without a unit, the world is the image's own pixels, unless a world file stretches or mirrors them.
         in_pixels = self.georef.unit is None and (t.a, t.e) == (x, y)
-        offset = (t.c * x / t.a, t.f * y / t.e) if bounded or in_pixels else (0.0, 0.0)
+        offset = (t.c * x / t.a, t.f * y / t.e) if bounded or in_pixels else (left, top)
         return Affine(x, 0.0, round(offset[0], 6), 0.0, y, round(offset[1], 6))
 
 
@@ -127,6 +130,7 @@ def describe(
     name: str,
     fingerprint: str,
     scale: tuple[float, float] = (1.0, 1.0),
+    corner: tuple[float, float] = (0.0, 0.0),
     layers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Attributes, as JSON values, of a finished label image with levels of these sizes; `Labels.open` reads them."""
@@ -152,6 +156,7 @@ def describe(
             "scale": [float(step) for step in scale],
             "nodata": NODATA,
             "fingerprint": fingerprint,
+            **({"corner": [float(place) for place in corner]} if any(corner) else {}),
             **({"layers": dict(layers)} if layers else {}),
         },
     }
@@ -206,7 +211,8 @@ def _parse(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> Labels:
             LabelClass(v, n, cast("tuple[int, int, int]", colors[v])) for v, n in names.items() if v != NODATA
         ),
         fingerprint=ours["fingerprint"],
-        scale=_scale(ours.get("scale", (1.0, 1.0))),
+        scale=_pair(ours.get("scale", (1.0, 1.0))),
+        corner=_pair(ours.get("corner", (0.0, 0.0))),
         levels=levels,
         layers={name: _layer(group, name, about, len(levels)) for name, about in ours.get("layers", {}).items()},
     )
@@ -219,8 +225,8 @@ def _layer(group: zarr.Group, name: str, about: Mapping[str, Any], levels: int) 
     return LayerData(tuple(about["channels"]), dict(about["about"]), arrays)
 
 
-def _scale(steps: Sequence[float]) -> tuple[float, float]:
-    y, x = (float(step) for step in steps)
+def _pair(numbers: Sequence[float]) -> tuple[float, float]:
+    y, x = (float(number) for number in numbers)
     return y, x
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+_HUGE: Final = 1e37
+"""Beyond this nothing is measured."""
 
 
 def differs_from_nodata(pixels: NDArray[Any], nodata: Sequence[float | None]) -> Mask:
@@ -21,7 +23,7 @@ def differs_from_nodata(pixels: NDArray[Any], nodata: Sequence[float | None]) ->
     for band, value in enumerate(nodata):
         if value is None or np.isnan(value):
             return np.ones_like(data)
-        data |= pixels[..., band] != _as(pixels.dtype, value)
+        data |= ~_is(pixels[..., band], value)
     return data
 
 
@@ -52,6 +54,14 @@ def filled(pixels: NDArray[Any], valid: Mask, values: Sequence[float]) -> NDArra
     if pixels.dtype.kind != "f":
         stand_in = stand_in.round()
     return np.where(valid[..., None], pixels, stand_in.astype(pixels.dtype))
+
+
+def _is(pixels: NDArray[Any], value: float) -> Mask:
+    """Whether they are this nodata value; the largest floats are often written with few digits, like -3.4e+38."""
+    held = _as(pixels.dtype, value)
+    if pixels.dtype.kind == "f" and _HUGE < abs(held) < np.inf:
+        return np.asarray(abs(pixels / held - 1) < 1e-2)
+    return np.asarray(pixels == held)
 
 
 def _as(dtype: np.dtype[Any], value: float) -> Any:

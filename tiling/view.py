@@ -86,6 +86,18 @@ class View:
         note = _note(source, native, level, spacing if resampled else None)
         return cls(source, level, scale, size, georef.scaled(*scale), actual, resampled, note)
 
+    @classmethod
+    def sized(cls, source: Source, size: Size) -> View:
+        """The view of this size: that of a run again, whatever spacing it was told."""
+        full = source.levels[0].size
+        scale = full.height / size.height, full.width / size.width
+        level, _ = _choose(source, scale)
+        resampled = source.levels[level].size != size
+        georef, native = source.georef.scaled(*scale), source.georef.spacing(full)
+        actual = None if native is None else Spacing(native.y * scale[0], native.x * scale[1], native.unit)
+        note = _note(source, native, level, actual if resampled else None)
+        return cls(source, level, scale, size, georef, actual, resampled, note)
+
     def read(self, box: Box) -> NDArray[Any]:
         """(H, W, bands) in the source's dtype; ImageError for a box that leaves the view.
 

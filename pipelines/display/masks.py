@@ -40,6 +40,13 @@ class Place:
     step_x: float
 
     @classmethod
+    def of(cls, labels: Labels, image: Georef) -> Place:
+        """Of labels on their image. Micrometres may be those that a user stated, not the file's: pixels tell then."""
+        if labels.georef.unit == "um":
+            return cls(*labels.corner, *labels.scale)
+        return cls.between(labels.georef, image)
+
+    @classmethod
     def between(cls, labels: Georef, image: Georef) -> Place:
         """From two georeferences of the same world; raises RequestError where one is turned against the other."""
         if labels.unit != image.unit:
@@ -76,7 +83,7 @@ class MaskTiles:
         self._cache = cache
         self._making = threading.Lock()
         self.sizes = tuple(Size(*array.shape) for array in labels.levels)
-        self.place = Place(0, 0, 1, 1) if image is None else Place.between(labels.georef, image)
+        self.place = Place(0, 0, 1, 1) if image is None else Place.of(labels, image)
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
         self._lock = threading.Lock()
 

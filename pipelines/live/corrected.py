@@ -16,7 +16,6 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from pipelines.display.masks import Count, MaskTiles, count, tile_box
-from pipelines.errors import RequestError
 from pipelines.live.corrections import STROKES, Corrections, Stroke
 from tiling import NODATA, Box
 from tiling.canvas import Canvas
@@ -33,14 +32,8 @@ class CorrectedTiles:
     """A mask's tiles with the strokes on them; safe to use from several threads."""
 
     def __init__(self, mask: MaskTiles, corrections: Corrections) -> None:
-        """Raises RequestError where the mask has other classes by now than those that were painted."""
-        known = {c.value: c.name for c in mask.labels.classes}
-        painted = dict(corrections.record.classes)
-        if known != painted:
-            raise RequestError(
-                f"{corrections.folder} corrects a mask with the classes {list(painted.values())}, but "
-                f"{corrections.mask} has {list(known.values())} now; move the corrections elsewhere"
-            )
+        """Raises RequestError where the mask has other classes or pixels by now than those that were painted."""
+        corrections.check(mask.labels)
         self.mask, self.corrections = mask, corrections
         self.labels, self.sizes, self.place = mask.labels, mask.sizes, mask.place
 
@@ -70,9 +63,11 @@ class CorrectedTiles:
 def write_corrected(corrections: Corrections) -> list[Path]:
     """The corrected mask with its files, and the shapes, in the corrections' own folder; block by block.
 
-    Raises ImageError where the mask cannot be read. Each file appears whole, or not at all.
+    Raises ImageError where the mask cannot be read, RequestError where it is another one by now. Each file appears
+    whole, or not at all.
     """
     base, folder = Labels.open(corrections.mask / "labels.zarr"), corrections.folder
+    corrections.check(base)
     journal = (folder / STROKES).read_bytes()
     fingerprint = hashlib.sha256(base.fingerprint.encode() + journal).hexdigest()
     canvas = Canvas.like(folder / "labels.zarr.partial", base, block=BLOCK, chunk=512, fingerprint=fingerprint)

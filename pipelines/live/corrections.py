@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rasterio.features import rasterize
 
 from pipelines.errors import RequestError
-from tiling import NODATA, Box, LabelClass
+from tiling import NODATA, Box, LabelClass, Size
+from tiling.labels import Labels
 from veca_core.card import first_problem
 
 RECORD: Final = "corrections.json"
@@ -49,6 +50,8 @@ class CorrectionsRecord(BaseModel):
     cores: int
     classes: tuple[tuple[int, str], ...]
     """(value, name) of what can be painted."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the mask: strokes count in its pixels."""
 
     @classmethod
     def read(cls, folder: Path) -> CorrectionsRecord:
@@ -135,14 +138,21 @@ class Corrections:
 
     @classmethod
     def begin(
-        cls, mask: Path, image: str, fingerprint: str, model: str, cores: int, classes: Sequence[LabelClass]
+        cls,
+        mask: Path,
+        image: str,
+        fingerprint: str,
+        model: str,
+        cores: int,
+        classes: Sequence[LabelClass],
+        size: Size | None = None,
     ) -> Path:
         """The folder for corrections of the mask in the folder `mask`, made where there is none yet."""
         folder = mask.with_name(mask.name + ENDING)
         if not (folder / RECORD).is_file():
             record = CorrectionsRecord(
                 mask=mask.name, image=image, fingerprint=fingerprint, model=model, cores=cores,
-                classes=tuple((c.value, c.name) for c in classes),
+                classes=tuple((c.value, c.name) for c in classes), size=(size.height, size.width) if size else None,
             )  # fmt: skip
             folder.mkdir(exist_ok=True)
             (folder / STROKES).touch()
@@ -155,6 +165,20 @@ class Corrections:
     def mask(self) -> Path:
         """The folder of the mask that is corrected."""
         return self.folder.parent / self.record.mask
+
+    def check(self, labels: Labels) -> None:
+        """Raises RequestError where the mask has other classes or pixels by now than those that were painted."""
+        known, painted = {c.value: c.name for c in labels.classes}, dict(self.record.classes)
+        if known != painted:
+            raise RequestError(
+                f"{self.folder} corrects a mask with the classes {list(painted.values())}, but "
+                f"{self.mask} has {list(known.values())} now; move the corrections elsewhere"
+            )
+        if self.record.size is not None and Size(*self.record.size) != labels.size:
+            raise RequestError(
+                f"{self.folder} corrects a mask of {Size(*self.record.size)}, but {self.mask} is {labels.size} now; "
+                "move the corrections elsewhere"
+            )
 
     @property
     def strokes(self) -> list[Stroke]:

@@ -37,8 +37,10 @@ def write_excerpt(
     """These files of the pixels that have one of these class values, in a polygon of (y, x) corners or anywhere.
 
     Corners are pixels of the mask. What is left out is no data, so everything stays in its place; memory does not grow
-    with the mask. Raises RequestError where nothing is left.
+    with the mask. Raises RequestError where nothing is left, or where corrections are of another mask.
     """
+    if corrections is not None:
+        corrections.check(labels)
     kept = np.full(256, NODATA, np.uint8)
     kept[list(values)] = list(values)
     canvas = Canvas.like(folder / "excerpt.zarr.partial", labels, block=BLOCK, chunk=512, fingerprint="excerpt")

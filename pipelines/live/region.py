@@ -117,6 +117,7 @@ def publish(job: Job, box: Box, board: Board, folder: Path, fingerprint: str) ->
         name=job.source.name,
         fingerprint=fingerprint,
         scale=job.view.scale,
+        corner=(box.y * job.view.scale[0], box.x * job.view.scale[1]),
         anew=True,
     )
     with canvas:

@@ -37,25 +37,31 @@ def write_bundle(
     values: NDArray[np.uint8],
     classes: Sequence[LabelClass] = CLASSES,
     exports: Sequence[str] = ("areas", "preview"),
+    view: View | None = None,
     **changed: Any,
 ) -> Bundle:
-    """The result for `path` with these class values (h, w); `changed` are fields of run.json."""
+    """The result for `path` with these class values (h, w), of its own pixels or a `view`'s; `changed` are fields of
+    run.json.
+    """
     boxes = {
         (y // 512, x // 512): values[y : y + 512, x : x + 512]
         for y in range(0, values.shape[0], 512)
         for x in range(0, values.shape[1], 512)
     }
-    return _write(folder, path, Size(*values.shape), 512, boxes, classes, exports, **changed)
+    view = view or View.open(open_image(path))
+    return _write(folder, path, view, Size(*values.shape), 512, boxes, classes, exports, **changed)
 
 
 def write_bundle_from(folder: Path, path: Path, blocks: Mapping[tuple[int, int], NDArray[np.uint8]]) -> Bundle:
     """The result for a large image: blocks of 2048 pixels by (row, column), no data elsewhere; nothing is exported."""
-    return _write(folder, path, open_image(path).levels[0].size, 2048, blocks, CLASSES, ())
+    view = View.open(open_image(path))
+    return _write(folder, path, view, view.size, 2048, blocks, CLASSES, ())
 
 
 def _write(
     folder: Path,
     path: Path,
+    view: View,
     size: Size,
     block: int,
     blocks: Mapping[tuple[int, int], NDArray[np.uint8]],
@@ -63,11 +69,11 @@ def _write(
     exports: Sequence[str],
     **changed: Any,
 ) -> Bundle:
-    source = open_image(path)
-    view = View.open(source)
+    source = view.source
     canvas = Canvas.create(
         folder / f"{LABELS}.partial", size=size, block=block, chunk=128 if block == 512 else 512, classes=classes,
         georef=view.georef, kind=source.kind, name=source.name, fingerprint="abc",
+        scale=view.scale,
     )  # fmt: skip
     with canvas:
         for box in canvas.blocks:

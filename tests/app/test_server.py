@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from servers import Server, serving
 from app.desk import Desk
 from pipelines.display.catalog import Catalog, read_key
 from pipelines.live.corrections import Corrections
+from tiling import Spacing, View, open_image
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,31 @@ def test_a_drawn_region_is_measured(opened: Open) -> None:
     assert rows[1]["area"] == pytest.approx(5000 * 0.25)
     assert rows[1]["unit"] == "um2"
     assert rows[1]["share"] == 0.5
+
+
+def test_a_mask_at_a_stated_pixel_size_lies_and_measures_as_its_run_took_it(tmp_path: Path) -> None:
+    folder, half = tmp_path / "pictures", Spacing.square(0.5, "um")
+    folder.mkdir()
+    Image.fromarray(tissue(200, 300)).save(folder / "picture.png")
+    slide = write_svs(folder / "slide.svs", tissue(200, 300))  # it says 0.5 um, wrongly
+    values = np.zeros((100, 150), np.uint8)
+    values[50:60, 100:120] = 1
+    for path in (folder / "picture.png", slide):
+        view = View.open(open_image(path), half, Spacing.square(0.25, "um"))
+        write_bundle(folder / "results" / path.stem, path, values, exports=("regions",), view=view)
+    with serving([folder], tmp_path) as server:
+        for layer in Catalog([folder], _key(tmp_path)).look().layers.values():
+            corners = [[90, 190], [90, 250], [130, 250], [130, 190]]
+            status, body = server.ask(f"/veca/mask/{layer.id}/measure", "POST", json.dumps({"corners": corners}))
+            assert status == 200, body
+            rows = {row["value"]: row for row in json.loads(body)["rows"]}
+            assert (rows[1]["pixels"], rows[1]["unit"]) == (200, "um2")
+            assert rows[1]["area"] == pytest.approx(200 * 0.25)
+            status, body = server.ask(f"/veca/mask/{layer.id}/regions?class={quote(CLASSES[1].name)}")
+            assert status == 200, body
+            table = json.loads(body)
+            assert table["unit"] == "um2"
+            assert table["rows"] == [[110.0, 220.0, 200.0, 50.0, 30.0]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from places import expected, model, rgb
 
 from pipelines import Options, segment
-from pipelines.bands import match_bands, other_order
+from pipelines.bands import match_bands, misplaced, other_order
 from pipelines.errors import RequestError
 from tiling import open_image
 from tiling.source import Source
@@ -67,6 +68,24 @@ def test_an_image_is_segmented_alike_whatever_the_order_of_its_bands(tmp_path: P
     for image in images(tmp_path):
         found = segment(image.path, model(), tmp_path / "out", PLAIN).labels()
         assert np.array_equal(found.read(found.size.box), expected(60, 90))
+
+
+@pytest.mark.parametrize("names", [("nir", "red", "green"), ("Red", "Green", "NIR"), ("nir", "B3", "B2")])
+def test_a_band_is_not_taken_for_another_part_of_the_spectrum(tmp_path: Path, names: tuple[str, ...]) -> None:
+    image = write(tmp_path / "infrared.tif", rgb(60, 90), names)
+    with pytest.raises(RequestError, match="would be read as another; choose with --bands"):
+        segment(image, model(), tmp_path / "out", PLAIN)
+    with pytest.raises(RequestError, match="name them alike"):
+        match_bands([open_image(image)], RGB, "uint8")
+    found = segment(image, model(), tmp_path / "out", replace(PLAIN, bands=("1", "2", "3"))).labels()
+    assert np.array_equal(found.read(found.size.box), expected(60, 90))
+
+
+def test_names_that_say_nothing_of_the_spectrum_are_taken_in_their_order() -> None:
+    assert misplaced(RGB, ("nir", "red", "green")) is None
+    assert misplaced(("B4", "B3", "B2"), RGB) is None
+    assert misplaced(("red", "green", "band 3"), RGB) is None
+    assert misplaced(("nir", "red", "green"), ("a", "b", "c")) is None
 
 
 def test_what_does_not_match_is_said(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from places import model as places_model
+from places import write_slide
 
-from pipelines import Bundle
+from pipelines import Bundle, Options
+from pipelines.conversion import convert
 from pipelines.segmentation import segment
 from tiling import Spacing, open_image
 from veca_core import load_model
+from veca_core.card import PixelSize
 
 EXPORTS = ("mask", "areas", "regions", "preview")
 
@@ -23,8 +27,6 @@ EXPORTS = ("mask", "areas", "regions", "preview")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
     """Folders of a result with all exports, and of one with none, of the same image."""
-    from pipelines.job import Options
-
     folder = tmp_path_factory.mktemp("convert")
     pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "a.png")
@@ -100,3 +102,18 @@ def test_a_folder_without_a_result_is_one_line(tmp_path: Path, veca: Any) -> Non
     said = veca("convert", tmp_path, "--exports", "mask")
     assert said.status == 2
     assert "is no finished result" in said.line
+
+
+@pytest.mark.parametrize("um", [0.5, 0.7, 1.0])
+def test_an_image_that_is_written_later_is_on_the_grid_of_its_labels(tmp_path: Path, um: float) -> None:
+    """At its own pixels, resampled, and at a coarser level: as a run itself writes it."""
+    slide, model = write_slide(tmp_path / "a.ome.tif", 200, 300), places_model(spacing=PixelSize(value=um, unit="um"))
+    at_once = segment(slide, model, tmp_path / "at once", Options(exports=("image", "preview"), device="cpu"))
+    later = segment(slide, model, tmp_path / "later", Options(exports=(), device="cpu"))
+    convert(later.folder, ["image", "preview"])
+    assert later.preview is not None
+    with open_image(at_once.folder / "image.zarr") as one, open_image(later.folder / "image.zarr") as other:
+        assert one.levels == other.levels
+        assert one.georef == other.georef
+        box = one.levels[0].size.box
+        assert np.array_equal(one.read(box), other.read(box))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ def begin(place: Path, image: Path) -> Corrections:
     with canvas:
         for box in canvas.blocks:
             canvas.write(box, np.ascontiguousarray(values[box.slices]))
-        canvas.publish(place / "case" / "labels.zarr")
-    return Corrections(Corrections.begin(place / "case", str(image), "f", "m", 8, CLASSES))
+        labels = canvas.publish(place / "case" / "labels.zarr")
+    return Corrections(Corrections.begin(place / "case", str(image), "f", "m", 8, CLASSES, labels.size))
 
 
 @pytest.fixture
@@ -222,6 +223,29 @@ def test_a_damaged_journal_and_other_classes_are_told(tmp_path: Path, slide: Pat
     mask = MaskTiles.open(tmp_path / "case" / "labels.zarr", None)
     with pytest.raises(RequestError, match="move the corrections elsewhere"):
         CorrectedTiles(mask, Corrections(corrections.folder))
+
+
+def test_strokes_are_not_laid_on_a_mask_of_other_pixels(tmp_path: Path, slide: Path) -> None:
+    """The image was segmented again, at another pixel size: strokes would lie elsewhere on it."""
+    corrections = begin(tmp_path, slide)
+    corrections.add(PAINTED[0])
+    mask = tmp_path / "case"
+    canvas = Canvas.create(
+        mask / "labels.partial", size=Size(HEIGHT // 2, WIDTH // 2), block=512, chunk=512, classes=CLASSES,
+        georef=open_image(slide).georef.scaled(2, 2), kind="slide", name="x", fingerprint="g", scale=(2, 2),
+    )  # fmt: skip
+    shutil.rmtree(mask / "labels.zarr")
+    with canvas:
+        for box in canvas.blocks:
+            canvas.write(box, np.zeros((box.height, box.width), np.uint8))
+        labels = canvas.publish(mask / "labels.zarr")
+    with pytest.raises(RequestError, match=r"700 x 900 px, but .* is 350 x 450 px now; move the corrections elsewhere"):
+        CorrectedTiles(MaskTiles.open(mask / "labels.zarr", None), corrections)
+    with pytest.raises(RequestError, match="move the corrections elsewhere"):
+        write_corrected(corrections)
+    with pytest.raises(RequestError, match="move the corrections elsewhere"):
+        write_excerpt(labels, corrections, None, [4], ["areas.csv"], tmp_path)
+    assert sorted(file.name for file in corrections.folder.iterdir()) == ["corrections.json", STROKES]
 
 
 @pytest.mark.parametrize("kind", ["slide", "raster"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from drawn_slides import tissue, write_svs
 from PIL import Image
 
-from pipelines.display.masks import MaskTiles, polygon_mask
+from pipelines.display.masks import MaskTiles, Place, polygon_mask
 from pipelines.errors import RequestError
 from pipelines.job import Job, Options
 from pipelines.live.board import CONFIDENCE, Board
@@ -23,6 +25,8 @@ from pipelines.live.worker import Worker
 from pipelines.segmentation import segment
 from pipelines.view import read_regions
 from tiling import Box, open_image
+from tiling.exports import EXPORTS
+from tiling.labels import Labels
 from veca_core import load_model
 
 CORNERS = [(100.0, 60.0), (100.0, 420.0), (470.0, 420.0), (300.0, 60.0)]
@@ -168,6 +172,38 @@ def test_regions_of_a_picture_without_a_pixel_size_lie_where_they_are(
     corners = np.array([c for f in content["features"] for ring in f["geometry"]["coordinates"] for c in ring])
     assert (corners.min(axis=0) >= (60, 100)).all()
     assert corners.max(axis=0)[0] > 400
+
+
+@pytest.mark.parametrize("kind", ["picture", "map"])
+def test_regions_of_a_part_count_rows_and_columns_of_the_whole_image(
+    tmp_path: Path, tiny_model: Path, asked: dict[str, Any], kind: str
+) -> None:
+    image, spacing = tmp_path / "image.png", "0.5um"
+    Image.fromarray(tissue(500, 480)).save(image)
+    if kind == "map":
+        spacing = "native"
+        with rasterio.open(
+            tmp_path / "image.tif", "w", driver="GTiff", height=500, width=480, count=3, dtype="uint8",
+            crs="EPSG:32633", transform=rasterio.Affine(2, 0, 500_000, 0, -2, 5_000_000), photometric="RGB",
+        ) as raster:  # fmt: skip
+            raster.write(np.moveaxis(tissue(500, 480), -1, 0))
+        image = tmp_path / "image.tif"
+    said = run({**asked, "image": str(image), "spacing": spacing, "model": str(tiny_model)})
+    assert said[-1]["event"] == "finished", said[-1]
+    folder = Path(asked["folder"])
+    labels = Labels.open(folder / "labels.zarr")
+    with (folder / "regions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    world = open_image(image).georef.transform if kind == "map" else rasterio.Affine.scale(0.5)
+    for row in rows:
+        column, line = ~world @ (float(row["x"]), float(row["y"]))
+        assert (float(row["column"]), float(row["row"])) == pytest.approx((column, line), abs=0.01)
+    EXPORTS["geojson"](labels, folder, None, {})
+    content = json.loads((folder / "regions.geojson").read_text())
+    corners = np.array([c for f in content["features"] for ring in f["geometry"]["coordinates"] for c in ring])
+    assert corners.min(axis=0).tolist() == [60, 100]
+    assert MaskTiles(labels, open_image(image).georef).place == Place(100, 60, 1, 1)
 
 
 def test_attention_maps_say_where_they_lie(tmp_path: Path, asked: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from tiling.layers import Layer, quantised
 CLASSES = (LabelClass(0, "background", (0, 0, 0)), LabelClass(3, "nucleus", (0, 200, 0)))
 
 
-def write_labels(folder: Path, values: NDArray[np.uint8], georef: Georef) -> Labels:
+def write_labels(
+    folder: Path, values: NDArray[np.uint8], georef: Georef, scale: tuple[float, float] = (1, 1), corner: Any = (0, 0)
+) -> Labels:
     canvas = Canvas.create(
         folder / "labels.partial", size=Size(*values.shape), block=1024, chunk=512, classes=CLASSES, georef=georef,
-        kind="slide", name="x", fingerprint="f",
+        kind="slide", name="x", fingerprint="f", scale=scale, corner=corner,
     )  # fmt: skip
     with canvas:
         for box in canvas.blocks:
@@ -47,7 +50,7 @@ def values() -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def mask(tmp_path_factory: pytest.TempPathFactory, values: NDArray[np.uint8]) -> MaskTiles:
     image = Georef(Affine.scale(0.5, 0.5), "um")
-    labels = write_labels(tmp_path_factory.mktemp("mask"), values, image.shifted(40, 60).scaled(2, 2))
+    labels = write_labels(tmp_path_factory.mktemp("mask"), values, image.shifted(40, 60).scaled(2, 2), (2, 2), (40, 60))
     return MaskTiles(labels, image)
 
 

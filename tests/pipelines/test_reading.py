@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 import zarr
 from conftest import Veca
 from places import expected, model, model_for, rgb, write_raster, write_slide
 
 from pipelines import Bundle, Options, segment
+from pipelines.bundle import image_fingerprint
 from pipelines.errors import RequestError
 from tiling import NODATA, ImageError
 from tiling.canvas import Canvas
@@ -235,3 +237,20 @@ def test_label_and_macro_are_never_decoded_and_no_output_holds_them_or_the_slide
         assert not any(strip[:64] in content for strip in strips if len(strip) > 64), (
             f"{name} holds an associated image"
         )
+
+
+@pytest.mark.parametrize("changed", ["e.hdr", "a.tif"])
+def test_a_header_beside_an_image_and_what_a_vrt_in_a_vrt_refers_to_are_part_of_it(
+    tmp_path: Path, changed: str
+) -> None:
+    """Else a run is taken for the finished one of another place, or of other pixels."""
+    write_raster(tmp_path / "a.tif", 20, 30)
+    for name, driver in {"e.dat": "ENVI", "b.vrt": "VRT"}.items():
+        rasterio.shutil.copy(tmp_path / "a.tif", tmp_path / name, driver=driver)
+    (tmp_path / "c.vrt").write_text((tmp_path / "b.vrt").read_text().replace("a.tif", "b.vrt"))
+    image = str(tmp_path / ("e.dat" if changed == "e.hdr" else "c.vrt"))
+    before = image_fingerprint(image)
+    assert image_fingerprint(image) == before
+    with (tmp_path / changed).open("ab") as file:
+        file.write(b"\n")
+    assert image_fingerprint(image) != before

@@ -13,6 +13,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiling.exports.ruler import Ruler
 from tiling.geometry import Box, Size
 from tiling.georef import Georef, Spacing, box_corners
 
@@ -141,3 +142,25 @@ def test_a_crs_and_its_unit_go_together() -> None:
         Georef(Affine.identity(), "crs")
     with pytest.raises(ValueError, match="go together"):
         Georef(Affine.identity(), "um", "EPSG:4326")
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:27572", Affine(10, 0, 600_000, 0, -10, 2_400_000)),  # NTF (Paris), in metres over grads
+        ("EPSG:4807", Affine(1e-4, 0, 0.0, 0, -1e-4, 54.4)),  # grads themselves
+    ],
+)
+def test_grads_are_not_taken_for_degrees(crs: str, transform: Affine) -> None:
+    georef, size = Georef(transform, "crs", crs), Size(50, 50)
+    to_lambert = pyproj.Transformer.from_crs(crs, "EPSG:2154", always_xy=True)  # metres, true to 1 in 1000 here
+    ring = box_corners(georef, Box(0, 0, size.height, size.width))
+    x, y = np.array(to_lambert.transform(*zip(*ring, strict=True)))
+    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    rows, ruler, spacing = georef.row_areas(size), Ruler.of(georef, size), georef.spacing(size)
+    assert rows is not None
+    assert ruler is not None
+    assert spacing is not None
+    assert rows.sum() * size.width == pytest.approx(area, rel=3e-3)
+    assert ruler.area_of_pixels(np.ones((50, 50), bool), size.box) == pytest.approx(area, rel=3e-3)
+    assert spacing.y * spacing.x * size.pixels == pytest.approx(area, rel=3e-3)

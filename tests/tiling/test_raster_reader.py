@@ -282,6 +282,26 @@ def test_jpeg_2000_is_a_raster(tmp_path: Path) -> None:
         assert np.array_equal(image.read(everywhere(image)), pixels.transpose(1, 2, 0))
 
 
+def test_masks_of_single_bands_count(tmp_path: Path) -> None:
+    write(tmp_path / "data.tif", noise(2, 40, 60))
+    masks = (RNG.random((2, 40, 60)) > 0.5).astype(np.uint8) * np.uint8(255)
+    write(tmp_path / "masks.tif", masks)
+
+    def band(number: int, file: str, inside: str = "", which: str = "") -> str:
+        source = f'<SourceFilename relativeToVRT="1">{file}</SourceFilename><SourceBand>{number}</SourceBand>'
+        simple = f"<SimpleSource>{source}</SimpleSource>"
+        return f'<VRTRasterBand dataType="Byte"{which}>{simple}{inside}</VRTRasterBand>'
+
+    bands = "".join(band(i, "data.tif", f"<MaskBand>{band(i, 'masks.tif')}</MaskBand>", f' band="{i}"') for i in (1, 2))
+    place = "<SRS>EPSG:32633</SRS><GeoTransform>5e5,0.5,0,5e6,0,-0.5</GeoTransform>"
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="60" rasterYSize="40">{place}{bands}</VRTDataset>')
+    with rasterio.open(tmp_path / "a.vrt") as dataset, open_image(tmp_path / "a.vrt") as image:
+        assert np.array_equal(image.valid(image.levels[0].size.box), dataset.dataset_mask() > 0)
+        assert np.array_equal(image.valid(Box(5, 7, 20, 30)), (masks > 0).any(axis=0)[5:25, 7:37])
+        image.choose(["2"])
+        assert np.array_equal(image.valid(Box(5, 7, 20, 30)), masks[1, 5:25, 7:37] > 0)
+
+
 def test_a_mosaic_in_a_vrt_is_a_raster(tmp_path: Path) -> None:
     halves = noise(2, 1, 20, 30)
     bands = ""

@@ -36,6 +36,12 @@ def test_a_nodata_value_too_large_for_float32_is_infinity_there() -> None:
     assert validity.differs_from_nodata(pixels, (1e300,)).tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize("written", [-3.4e38, -3.40282e38, -3.402823e38, float(np.finfo(np.float32).min)])
+def test_the_lowest_float_is_no_data_with_however_few_digits_a_header_writes_it(written: float) -> None:
+    pixels = np.array([[[np.finfo(np.float32).min], [np.finfo(np.float32).max], [-3e38], [-9999], [0]]], np.float32)
+    assert validity.differs_from_nodata(pixels, (written,)).tolist() == [[False, True, True, True, True]]
+
+
 def test_numbers_are_finite_and_integers_always_are() -> None:
     pixels = np.array([[[1, np.nan], [np.inf, 2], [3, 4]]], np.float32)
     assert validity.finite(pixels).tolist() == [[False, False, True]]

@@ -13,7 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
@@ -97,7 +97,8 @@ class RasterSource(OpenedImage):
             raise ImageError("it holds an alpha channel and no band")
         self._nodata = tuple(dataset.nodatavals[i - 1] for i in self._indexes)
         flags = dataset.mask_flag_enums[self._indexes[0] - 1]
-        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        self._own_masks = all(not dataset.mask_flag_enums[i - 1] for i in self._indexes)
+        self._masked = self._own_masks or (MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags)
         self._stored_bands = dataset.count
         self.dtype = np.result_type(*(dataset.dtypes[i - 1] for i in self._indexes))
         self.bands = raster_tags.band_names(dataset, self._indexes)
@@ -228,8 +229,27 @@ class RasterSource(OpenedImage):
         y, x = self.levels[level].scale
         window = Window(box.x * x, box.y * y, box.width * x, box.height * y)
         with self._dataset(0) as dataset, _bounded_cache(self.path):
-            mask = dataset.read_masks(self._indexes[0], window=window, out_shape=(box.height, box.width))
-        return np.asarray(mask > 0)
+            # One for all bands, or one a band, of which a VRT may say so: data where any of them has some.
+            bands = self._indexes if self._own_masks else self._indexes[:1]
+            masks = dataset.read_masks(bands, window=window, out_shape=(len(bands), box.height, box.width))
+        return np.asarray((masks > 0).any(axis=0))
+
+
+def files_of(path: str) -> list[str]:
+    """What GDAL reads for a raster on a disk: a header beside it, what a VRT refers to and what a VRT among that does.
+
+    Nothing for a file that GDAL does not read.
+    """
+    found: dict[str, None] = {}
+    left = [path]
+    while left:
+        name = left.pop()
+        known = None if name.lower().endswith(SUFFIXES) else DRIVERS
+        with suppress(RasterioIOError), _open(name, drivers=known) as dataset:
+            files = [file for file in dataset.files if os.path.isfile(file)]  # noqa: PTH113 - as GDAL names them
+            left += [file for file in files if file.lower().endswith(".vrt") and file not in found]
+            found |= dict.fromkeys(files)
+    return list(found)
 
 
 def _open(path: str, overview: int = -1, drivers: Sequence[str] | None = None) -> DatasetReader:

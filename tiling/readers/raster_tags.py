@@ -11,7 +11,8 @@ from rasterio.io import DatasetReader
 from tiling.errors import ImageError
 from tiling.georef import Georef
 
-_COLOURS = {"red", "green", "blue", "nir", "pan", "coastal", "rededge", "swir", "mwir", "lwir", "tir"}
+COLOURS = {"red", "green", "blue", "nir", "pan", "coastal", "rededge", "swir", "mwir", "lwir", "tir"}
+"""Names of bands that mean a part of the spectrum, in lower case."""
 
 
 def refuse_unusable(dataset: DatasetReader, palette_is_read: bool) -> None:
@@ -54,7 +55,7 @@ def alpha_band(dataset: DatasetReader) -> int | None:
     description names a colour.
     """
     for i, colour in enumerate(dataset.colorinterp, 1):
-        if colour == ColorInterp.alpha and _described(dataset, i).lower() not in _COLOURS:
+        if colour == ColorInterp.alpha and _described(dataset, i).lower() not in COLOURS:
             return i
     return None
 
@@ -66,7 +67,7 @@ def band_names(dataset: DatasetReader, indexes: list[int]) -> tuple[str, ...]:
     names: list[str] = []
     for i in indexes:
         colour, description = dataset.colorinterp[i - 1].name.lower(), _described(dataset, i)
-        name = colour if colour in _COLOURS and description.lower() not in _COLOURS else description
+        name = colour if colour in COLOURS and description.lower() not in COLOURS else description
         names.append(name if name and name not in names else f"band {i}")
     return tuple(names)
 
