@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image, ImageOps
 
 from tiling import Box, ImageError, Size, open_image
@@ -165,3 +167,16 @@ def test_a_palette_gives_its_colours_and_what_is_clear_in_it_is_no_data(
     with open_image(tmp_path / "a.png", indexed=True) as mask:
         assert mask.bands == ("band 1",)
         assert np.array_equal(mask.read(box)[..., 0], values)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_class_values_in_few_bits_stay_as_they_are(tmp_path: Path, bits: int) -> None:
+    values = np.arange(2**bits, dtype=np.uint8).repeat(3).reshape(1, -1)
+    profile = {"driver": "PNG", "count": 1, "height": 1, "width": values.shape[1], "dtype": "uint8", "nbits": bits}
+    with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "a.png", "w", **profile) as file:
+        file.write(values, 1)
+    assert (tmp_path / "a.png").read_bytes()[24] == bits
+    with open_image(tmp_path / "a.png", indexed=True) as mask:
+        assert np.array_equal(mask.read(mask.levels[0].size.box)[..., 0], values)
+    with open_image(tmp_path / "a.png") as image:
+        assert image.read(image.levels[0].size.box).max() == 255, "a picture is as bright as it is shown"

@@ -70,6 +70,8 @@ class FlatSource(OpenedImage):
         self._turn = Orientation.of_tag(Image.Image.getexif(image).get(_ORIENTATION, 1))
         bits, kind = _png_header(self.path) if image.format == "PNG" else (8, 0)
         self._deep = bits == 16
+        # Pillow stretches grey of 2 or 4 bits to 0..255, which would make other classes of a mask's values.
+        self._stretch = 255 // (2**bits - 1) if self._indexed and kind == 0 and bits < 8 else 1
         colours = bool(kind & 2) if self._deep else self._palette or image.mode in ("RGB", "RGBA")
         self.dtype = np.dtype(np.uint16 if self._deep else _MODES[image.mode])
         self.bands = ("red", "green", "blue") if colours else ("band 1",)
@@ -108,6 +110,8 @@ class FlatSource(OpenedImage):
         count = len(self.bands)
         alpha = validity.opaque(pixels[..., count]) if pixels.shape[-1] > count else None
         bands = np.ascontiguousarray(pixels[..., :count], dtype=self.dtype)
+        if self._stretch > 1:
+            bands = bands // self._stretch
         keyed = None if clear is None or isinstance(clear, bytes) else (bands != np.atleast_1d(clear)).any(axis=-1)
         return bands, validity.combine(validity.finite(bands), alpha, keyed)
 
