@@ -135,11 +135,24 @@ def _find(colour: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.b
     clear = saturation[stained].mean() - saturation[pale].mean() >= CLEAR_STEP
     if not clear or glass > GLASS_SATURATION or glow < GLASS_BRIGHTNESS:
         return None
+    while (lower := _lower(saturation[pale])) is not None:
+        pale = known & (saturation <= lower)
+        stained = known & ~pale
+        threshold, glass, glow = lower, float(np.median(saturation[pale])), float(np.median(brightness[pale]))
     # Otsu's threshold lies half way to stained tissue, above fat and pale stroma; the glass's own noise is closer.
     noise = 1.4826 * float(np.median(np.abs(saturation[pale] - glass)))
     coloured = saturation > min(threshold, glass + max(4 * noise, CLEAR_STEP / 2))
     dark = (brightness < 0.6 * glow) & (brightness > 0)
     return _cleaned((coloured | dark) & known, sure=stained | dark)
+
+
+def _lower(pale: NDArray[np.float32]) -> float | None:
+    """The threshold that tells pale tissue from glass, where a pen or strong stains have put both on one side."""
+    if np.ptp(pale) < CLEAR_STEP:
+        return None
+    threshold = float(threshold_otsu(pale))  # type: ignore[no-untyped-call]
+    above = pale > threshold
+    return threshold if above.any() and pale[above].mean() - pale[~above].mean() >= CLEAR_STEP else None
 
 
 def _cleaned(mask: NDArray[np.bool_], sure: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -25,7 +25,8 @@ class Worker:
     def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
         self.say = say
         self.stopped: set[str] = set()
-        self.models: dict[str, Any] = {}
+        self.models: dict[str, tuple[Any, Any]] = {}
+        """By name: the state of its files, and the model."""
         self.tasks: dict[str, Callable[[Request], None]] = {
             "warm": self.warm, "plan": self.plan, "segment": self.segment, "attention": self.attention,
             "export": self.export, "correct": self.correct, "excerpt": self.excerpt,
@@ -166,14 +167,19 @@ class Worker:
         return Job.prepare(source, self.model(request["model"]), Path(request.get("folder", "")) / "no result", options)
 
     def model(self, name: str) -> Any:
-        """A model, loaded once; the last two are kept."""
+        """A model, loaded once, and again where its files were written anew; the last two are kept."""
         from veca_core import load_model
+        from veca_core.weights import CARD, WEIGHTS, find_model
 
-        if name not in self.models:
-            self.models[name] = load_model(name)
+        files = [(find_model(name) / file).stat() for file in (WEIGHTS, CARD)]
+        state = [(file.st_mtime_ns, file.st_ino, file.st_size) for file in files]
+        known = self.models.get(name)
+        if known is None or known[0] != state:
+            self.models.pop(name, None)
+            self.models[name] = state, load_model(name)
             while len(self.models) > 2:
                 self.models.pop(next(iter(self.models)))
-        return self.models[name]
+        return self.models[name][1]
 
 
 def main() -> int:

@@ -258,7 +258,7 @@ def test_classes_colours_and_opacity_ask_the_server_for_nothing(view: Open) -> N
 def test_a_mask_lies_on_its_place_at_every_zoom_and_turned(view: Open) -> None:
     viewer = view("")
     viewer.page.get_by_label("Opacity").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')); }")
-    for zoom, turn in ((0.13, 0), (0.3, 0), (1.0, 0), (4.0, 0), (0.3, 90), (0.4, 30)):
+    for zoom, turn in ((0.13, 0), (0.3, 0), (1.0, 0), (4.0, 0), (0.3, 90), (0.3, 180), (0.4, 30)):
         viewer.ask(f"v.goTo({{y: 800, x: 1100, zoom: {zoom}, turn: {turn}}})")
         viewer.settled()
         time.sleep(0.1)

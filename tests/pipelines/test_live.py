@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,17 @@ def test_regions_of_a_part_count_rows_and_columns_of_the_whole_image(
     corners = np.array([c for f in content["features"] for ring in f["geometry"]["coordinates"] for c in ring])
     assert corners.min(axis=0).tolist() == [60, 100]
     assert MaskTiles(labels, open_image(image).georef).place == Place(100, 60, 1, 1)
+
+
+def test_a_model_that_was_trained_again_is_loaded_again(tmp_path: Path, tiny_model: Path) -> None:
+    place = str(shutil.copytree(tiny_model, tmp_path / "model"))
+    worker = Worker(lambda _: None)
+    first = worker.model(place)
+    assert worker.model(place) is first
+    network = load_model(place).network
+    network.encoder.bank.tokens.data += 1
+    network.save_pretrained(place)
+    assert worker.model(place).digest == load_model(place).digest != first.digest
 
 
 def test_attention_maps_say_where_they_lie(tmp_path: Path, asked: dict[str, Any]) -> None:

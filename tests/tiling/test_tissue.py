@@ -92,6 +92,15 @@ def test_pale_tissue_counts_beside_strong_stain() -> None:
     assert found.mask[65:85, 80:120].all()
 
 
+def test_pale_tissue_is_not_taken_for_glass_where_there_is_more_of_it() -> None:
+    pixels = glass(400, 600)
+    pixels[:, 150:570] = (225, 202, 214)
+    pixels[:, 570:590] = (20, 30, 150)  # a pen
+    found = tissue_mask(open_image(pixels), max_side=150)
+    assert found.mask[:, 38:147].all()
+    assert not found.mask[:, :36].any()
+
+
 def test_black_pigment_counts_and_black_padding_does_not() -> None:
     pixels = glass(400, 600)
     pixels[50:200, 50:200] = PINK

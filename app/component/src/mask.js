@@ -98,7 +98,8 @@ export class Mask {
     const { place } = this.layer;
     const [sx, sy] = [place.stepX * 2 ** level, place.stepY * 2 ** level];
     const [x, y] = [place.x + column * SIDE * sx, place.y + row * SIDE * sy];
-    const upright = Math.abs(transform[1]) < 1e-9 && Math.abs(transform[2]) < 1e-9;
+    // Not upside down: canvas takes sides below zero for a place, and does not turn what it draws there.
+    const upright = Math.abs(transform[1]) < 1e-9 && Math.abs(transform[2]) < 1e-9 && transform[0] > 0 && transform[3] > 0;
     if (upright) {
       // Edges on whole pixels leave no seams between tiles.
       const [a, b] = [apply(transform, x, y), apply(transform, x + tile.width * sx, y + tile.height * sy)];
