@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +55,15 @@ def records(source: Source) -> tuple[DamageRecord, ...]:
         DamageRecord(level=d.level, box=(d.box.y, d.box.x, d.box.height, d.box.width), reason=d.reason)
         for d in source.damage
     )
+
+
+def refuse_known(source: Source, known: Sequence[DamageRecord]) -> None:
+    """Raises ImageError where an earlier run found damage: for a run that asks for none."""
+    if known:
+        box, reason = Box(*known[0].box), known[0].reason
+        raise ImageError(
+            f"{source.path}: cannot read {box} of level {known[0].level}: {reason}; found by an earlier run"
+        )
 
 
 def refuse_all_damaged(source: Source, level: int) -> None:

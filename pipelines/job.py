@@ -304,7 +304,7 @@ def request(image: str, model: Model, options: Options) -> str:
     # On a cluster the device is the workers', and need not be here.
     device = options.device if options.dask else str(choose_device(options.device))
     wishes = (options.cores, options.window, options.overlap, options.bands, device, options.time)
-    text = json.dumps([image, model.digest, wishes, str(options.spacing), options.tissue, version("veca")])
+    text = json.dumps([image, model.digest, wishes, repr(options.spacing), options.tissue, version("veca")])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

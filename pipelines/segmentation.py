@@ -84,9 +84,13 @@ def segment(
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
     if store and (sent := store.finished(job)):
+        if options.strict:
+            damage.refuse_known(source, sent.damage)
         report(f"{store.url}/{job.folder.name} holds this very result already; --overwrite makes it again")
         return Bundle(job.folder, sent)
     earlier = None if options.overwrite else job.finished()
+    if earlier and options.strict:
+        damage.refuse_known(source, earlier.run.damage)
     made = earlier.run.exports if earlier else ()
     if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
@@ -235,7 +239,7 @@ def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], p
     """A line for each image that was ever segmented into this folder: what became of it and where it is."""
     lines = {line["image"]: line for line in _read_summary(path)}
     for image, result in zip(images, results, strict=True):
-        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": absolute(str(image))}
+        line = dict.fromkeys(SUMMARY_COLUMNS, "") | {"image": _summary_name(image)}
         if isinstance(result, Failure):
             line |= {"status": "failed", "reason": result.reason}
         else:
@@ -250,6 +254,13 @@ def write_summary(images: Sequence[Path], results: Sequence[Bundle | Failure], p
         rows.writeheader()
         rows.writerows(lines.values())
     partial.replace(path)
+
+
+def _summary_name(image: Path) -> str:
+    """The image's address or path from the root, the same whether it is there or not, as the file will hold it."""
+    name = storage.restored(str(image))
+    name = name if storage.is_url(name) else str(image.resolve())
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _read_summary(path: Path) -> list[dict[str, str]]:
@@ -309,6 +320,8 @@ def predict_labels(job: Job, tick: Tick, stepped_down: Report = quiet, team: Tea
     """
     if not job.options.overwrite:
         damage.recall(job.source, job.folder, job.fingerprint)
+        if job.options.strict:
+            damage.refuse_known(job.source, damage.records(job.source))
     if not job.options.overwrite and (labels := published_labels(job)):
         return Predicted(labels, job.blocks, {})
     remember_plan(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,21 @@ def test_a_second_batch_adds_to_the_summary_and_replaces_what_it_repeats(tmp_pat
         "a.png": "done",
         "b.png": "done",
     }
+
+
+@pytest.mark.parametrize(("name", "status"), [("b.png", "done"), (os.fsdecode(b"b\xff.png"), "failed")])
+def test_an_image_that_was_missing_keeps_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    image = Path("images", name)
+    segment_all([image], model(), "out", PLAIN)
+    write_png(image, 20, 30)
+    for _ in range(2):
+        segment_all([image], model(), "out", PLAIN)
+    with Path("out/summary.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == [status]
 
 
 def test_a_line_of_the_summary_that_somebody_changed_spoils_no_batch(tmp_path: Path) -> None:

@@ -102,6 +102,21 @@ def test_a_device_that_computes_something_else_fails(monkeypatch: pytest.MonkeyP
     assert only(clinic.known_answers).passed is False
 
 
+def test_a_device_that_gives_what_is_no_number_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = VecaEncoder.stream
+
+    def wrong(self: VecaEncoder, *args: object) -> tuple[Tensor, Tensor]:
+        cores, patches = right(self, *args)  # type: ignore[arg-type]
+        return cores * torch.nan, patches
+
+    monkeypatch.setattr(VecaEncoder, "stream", wrong)
+    assert only(clinic.parity).passed is False
+    monkeypatch.setattr(VecaEncoder, "stream", right)
+    monkeypatch.setattr(clinic, "sample", lambda *_: [KNOWN[8][0], *[float("nan")] * (len(KNOWN[8]) - 1)])
+    monkeypatch.setattr(clinic, "KNOWN", {8: KNOWN[8]})
+    assert only(clinic.known_answers).passed is False
+
+
 def test_every_shipped_model_says_what_it_says_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = list(clinic.agreement(CPU))
     assert [c.name for c in checks] == [f"model {folder.name}" for folder in shipped_models()]

@@ -147,6 +147,13 @@ def test_strict_makes_it_fail_and_leaves_nothing_finished(damaged: Path, tmp_pat
     assert not (tmp_path / "out/image/run.json").exists()
 
 
+def test_strict_refuses_the_result_of_a_run_that_was_not(damaged: Path, tmp_path: Path) -> None:
+    segment(damaged, used(damaged), tmp_path / "out", PLAIN)
+    for exports in (("mask",), ("mask", "areas")):
+        with pytest.raises(ImageError, match=r"cannot read rows 64\.\.128.*found by an earlier run"):
+            segment(damaged, used(damaged), tmp_path / "out", replace(PLAIN, strict=True, exports=exports))
+
+
 def test_a_run_that_was_interrupted_or_is_exported_again_still_tells_its_damage(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

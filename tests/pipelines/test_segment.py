@@ -295,6 +295,13 @@ def test_a_stated_spacing_is_used_where_the_file_says_none(tmp_path: Path) -> No
     assert np.array_equal(labels(native), expected(100, 140))
 
 
+def test_a_spacing_that_differs_a_little_is_another_request(tmp_path: Path) -> None:
+    image, used = write_png(tmp_path / "a.png", 100, 140), model(spacing=PixelSize(value=0.5, unit="um"))
+    first = segment(image, used, tmp_path / "out", replace(PLAIN, spacing=Spacing.parse("0.25001um")))
+    other = segment(image, used, tmp_path / "out", replace(PLAIN, spacing=Spacing.parse("0.25002um")))
+    assert other.run.grid.transform != first.run.grid.transform
+
+
 # Tissue.
 
 
