@@ -62,12 +62,10 @@ class Store:
         except ValidationError:
             return None
 
-    def finished(self, job: Job) -> RunRecord | None:
-        """The record of the result that is there already, if it is of the same request and has all its exports."""
+    def sent(self, job: Job) -> RunRecord | None:
+        """The record of the result that is there already, if it is of the same request."""
         sent = None if job.options.overwrite else self.run(job.folder.name)
-        if sent is None or sent.request != job.request or not set(job.options.exports) <= set(sent.exports):
-            return None
-        return sent
+        return sent if sent and sent.request == job.request else None
 
     def refuse_another(self, job: Job) -> None:
         """Raises RequestError where the store holds the result of another image, unless that may be overwritten."""

@@ -83,15 +83,17 @@ def segment(
     job = Job.prepare(source, model, here / (name or source.name), options, team.plan if team else make_plan)
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
-    if store and (sent := store.finished(job)):
-        if options.strict:
-            damage.refuse_known(source, sent.damage)
+    sent = store.sent(job) if store else None
+    if sent and options.strict:
+        damage.refuse_known(source, sent.damage)
+    if store and sent and set(options.exports) <= set(sent.exports):
         report(f"{store.url}/{job.folder.name} holds this very result already; --overwrite makes it again")
         return Bundle(job.folder, sent)
     earlier = None if options.overwrite else job.finished()
     if earlier and options.strict:
         damage.refuse_known(source, earlier.run.damage)
-    made = earlier.run.exports if earlier else ()
+    done = earlier.run if earlier else sent
+    made = done.exports if done else ()
     if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
         return store.send(earlier) if store else earlier

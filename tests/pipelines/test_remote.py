@@ -77,6 +77,14 @@ def test_a_result_that_is_there_is_not_made_again_and_another_image_s_is_kept(tm
     assert len(shards) == len({shard.split("/")[1] for shard in shards}), "no shard of the larger image is left"
 
 
+def test_further_exports_of_a_result_in_a_store_leave_the_earlier_ones(tmp_path: Path) -> None:
+    image = write_png(tmp_path / "more.png", 70, 90)
+    segment(image, model(), OUT, replace(PLAIN, exports=("mask",)))
+    both = segment(image, model(), OUT, replace(PLAIN, exports=("areas",)))
+    assert both.run.exports == ("mask", "areas")
+    assert {"mask.tif", "areas.csv"} <= set(storage.names(f"{OUT}/more"))
+
+
 def test_run_json_is_taken_away_first_and_sent_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = write_png(tmp_path / "a.png", 70, 90)
     segment(image, model(), OUT, PLAIN)
