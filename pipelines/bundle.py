@@ -101,6 +101,7 @@ class PlanRecord(_Part):
     host: int = 0
     """Bytes expected of the machine's memory, where another device was bound."""
     host_memory: int = 0
+    """Bytes that were free to take of it."""
 
 
 class SeamRecord(_Part):

@@ -84,15 +84,13 @@ def segment(
     for line in (*source.warnings, job.view.note, describe(job.plan)):
         report(line)
     sent = store.sent(job) if store else None
-    if sent and options.strict:
-        damage.refuse_known(source, sent.damage)
+    earlier = None if options.overwrite else job.finished()
+    done = earlier.run if earlier else sent
+    if done and options.strict:
+        damage.refuse_known(source, done.damage)
     if store and sent and set(options.exports) <= set(sent.exports):
         report(f"{store.url}/{job.folder.name} holds this very result already; --overwrite makes it again")
         return Bundle(job.folder, sent)
-    earlier = None if options.overwrite else job.finished()
-    if earlier and options.strict:
-        damage.refuse_known(source, earlier.run.damage)
-    done = earlier.run if earlier else sent
     made = done.exports if done else ()
     if earlier and set(options.exports) <= set(made):
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
