@@ -11,12 +11,14 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling import Box, Grid
+from tiling import Box, Grid, blocks
 from tiling.grid import Axis
 from veca_core.memory import FLOAT
 
 LIMIT: Final = 256 * 2**20
 """Bytes kept at most; beyond it a window is run again, which gives the same values."""
+WALKED: Final = 512
+"""Windows of an image that is walked over to tell what is kept."""
 _PRIVATE: Final = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 """Shared memory, which is the default where there is a choice, is filled several times slower."""
 
@@ -86,17 +88,34 @@ def schedule(
 
 @functools.lru_cache
 def carried(grid: Grid, side: int, classes: int) -> int:
-    """Bytes that `schedule` keeps at most for blocks of `side` pixels over a whole image, told without walking over it.
+    """Bytes that `schedule` keeps at most for blocks of `side` pixels over a whole image.
 
-    Between two rows of blocks that is what the windows of one say of those below, all along the image; within a row
-    also what a block's windows say of the block to the right, and what is kept anew before the old goes: up to twice as
-    much as is kept where images are small, for there the old goes first.
+    Images of few windows are walked over. Of others it is told without that: between two rows of blocks that is what
+    the windows of one say of those below, all along the image; within a row also what a block's windows say of the
+    block to the right, and what is kept anew before the old goes: up to twice as much as is kept where an image is
+    narrow, for there the old goes first.
     """
+    if len(grid) <= WALKED:
+        return _walked(grid, side, classes)
     columns = grid.columns
     below, along = _beyond_most(grid.rows, side), _covered(columns, columns.length)
     beside = 2 * _covered(grid.rows, side) * _beyond_most(columns, side)
     anew = below * min(along, _covered(columns, side) + 2 * columns.window)
     return min(LIMIT, (below * along + beside + anew) * (classes * FLOAT + 1))
+
+
+def _walked(grid: Grid, side: int, classes: int) -> int:
+    """The most that is kept at once, found by the schedule itself."""
+    kept: list[Box] = []
+    held = most = 0
+    for step in schedule(grid, blocks(grid.size, side), classes):
+        kept += step.keep
+        held += sum(_bytes(part, classes) for part in step.keep)
+        most = max(most, held)
+        if step.window is None:
+            kept = [part for part in kept if needed_after(part, step.block)]
+            held = sum(_bytes(part, classes) for part in kept)
+    return most
 
 
 def _beyond_most(axis: Axis, side: int) -> int:

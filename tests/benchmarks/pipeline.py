@@ -17,13 +17,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from veca_core import Card, Model, Segmenter, VecaEncoder  # isort: skip - says how torch's threads wait, before torch
 import numpy as np
 import tifffile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from veca_core import Card, Model, Segmenter, VecaEncoder
 from veca_core.card import Architecture, Bands, ClassInfo
 from veca_core.heads import LinearHead
 

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from veca_core import load_model  # isort: skip - says how torch's threads wait, before torch
 import numpy as np
 import torch
 from pipeline import write_slide
@@ -23,7 +24,6 @@ from pipelines import Options, segment
 from pipelines.inference import autocast
 from pipelines.job import Job
 from tiling import open_image
-from veca_core import load_model
 
 
 @dataclass(frozen=True, slots=True)

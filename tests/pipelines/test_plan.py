@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.carry import LIMIT, carried, needed_after, schedule
+from pipelines.carry import WALKED, carried, needed_after, schedule
 from pipelines.choices import choices, describe, table
 from pipelines.device import _cgroup_free, choose_device, format_bytes, parse_bytes, resident
 from pipelines.errors import RequestError
@@ -298,18 +298,18 @@ def test_a_pinned_overlap_leaves_out_windows_that_cannot_have_it() -> None:
     st.floats(0, 0.5),
     st.sampled_from(BLOCKS),
 )
-def test_what_is_counted_as_carried_is_never_less_than_what_is_kept(
+def test_what_is_counted_as_carried_is_what_is_kept_or_more_where_windows_are_many(
     size: Size, window: int, share: float, side: int
 ) -> None:
     grid = Grid.over(size, window, int(share * window), 16)
     kept: dict[tuple[Box, Box], int] = {}
     most = 0
-    for step in schedule(grid, blocks(size, side), 3, limit=2**62):
+    for step in schedule(grid, blocks(size, side), 3):
         kept |= {(step.window, part): part.pixels * (3 * 4 + 1) for part in step.keep if step.window}
         most = max(most, sum(kept.values()))
         if step.window is None:
             kept = {key: size for key, size in kept.items() if needed_after(key[1], step.block)}
-    assert min(most, LIMIT) <= carried(grid, side, 3) <= max(2.1 * most, most + 2**20)
+    assert most <= carried(grid, side, 3) <= (most if len(grid) <= WALKED else max(2.1 * most, most + 2**20))
 
 
 def test_few_cores_are_no_choice_where_they_save_nothing() -> None:
