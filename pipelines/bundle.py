@@ -143,9 +143,16 @@ class RunRecord(_Part):
     """Files and folders of the result, by name."""
     exports: tuple[str, ...] = ()
     """What was asked for beside the labels."""
+    partial: tuple[str, ...] = ()
+    """Of these, what `veca convert` was asked to simplify, or to leave regions out of."""
     warnings: tuple[str, ...]
     damage: tuple[DamageRecord, ...] = ()
     versions: dict[str, str]
+
+    @property
+    def whole(self) -> set[str]:
+        """Exports that give the labels as they are."""
+        return set(self.exports) - set(self.partial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,11 @@ class Bundle:
 
     folder: Path
     run: RunRecord
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its files are still there."""
+        return all((self.folder / name).exists() for name in self.run.outputs)
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:

@@ -37,8 +37,15 @@ def convert(
         else:
             made = EXPORTS[name](labels, folder, image, tags)
         report(f"{folder}: {', '.join(path.name for path in made)}")
-        outputs = tuple(dict.fromkeys([*run.outputs, *(path.name for path in made)]))
-        run = run.model_copy(update={"outputs": outputs, "exports": tuple(dict.fromkeys([*run.exports, name]))})
+        partial = [other for other in run.partial if other != name]
+        if name in REGION_EXPORTS and wishes and wishes.lossy:
+            partial.append(name)
+        found = {
+            "outputs": tuple(dict.fromkeys([*run.outputs, *(path.name for path in made)])),
+            "exports": tuple(dict.fromkeys([*run.exports, name])),
+            "partial": tuple(partial),
+        }
+        run = run.model_copy(update=found)
         write_run(folder, run)
     if image is not None:
         image.source.close()

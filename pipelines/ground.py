@@ -11,7 +11,7 @@ import shapely
 from pyproj.exceptions import CRSError, ProjError
 from shapely.affinity import translate
 
-from tiling import Box
+from tiling import Box, Size
 from tiling.georef import Georef, box_corners
 
 POINTS: Final = 20
@@ -31,6 +31,21 @@ def overlap(one: Georef, area: Box, other: Georef, other_area: Box) -> bool:
     turned = [translate(second, xoff=turn) for turn in (-360, 0, 360)]
     shared = shapely.area(shapely.intersection(first, turned)).max()
     return bool(shared > SLIVER * min(first.area, second.area))
+
+
+def alike(mask: Georef, image: Georef, size: Size) -> bool:
+    """Whether files of one size have their pixels in the same places, to half a pixel; True where one does not say."""
+    if mask.crs is None or image.crs is None or mask.transform.is_identity:
+        return True
+    corners = np.array([(0, 0), (size.width, 0), (0, size.height)], float)
+    x, y = np.array([mask.transform @ (x, y) for x, y in corners]).T
+    if mask.crs != image.crs:
+        there = _between(mask.crs, image.crs)
+        if there is None:
+            return False
+        x, y = there.transform(x, y)
+    found = [~image.transform @ place for place in zip(x, y, strict=True)]
+    return bool(np.allclose(found, corners, rtol=0, atol=0.5))
 
 
 def _boxes_overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -57,7 +72,7 @@ def _outline(georef: Georef, area: Box) -> shapely.Geometry:
     corners = np.array(box_corners(georef, area))
     steps = np.arange(POINTS)[:, None] / POINTS
     x, y = np.concatenate([a + (b - a) * steps for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)]).T
-    to_degrees = _to_degrees(str(georef.crs))
+    to_degrees = _between(str(georef.crs), "EPSG:4326")
     if to_degrees is None:
         return shapely.Polygon()
     longitude, latitude = to_degrees.transform(x, y)
@@ -67,8 +82,9 @@ def _outline(georef: Georef, area: Box) -> shapely.Geometry:
 
 
 @functools.lru_cache
-def _to_degrees(crs: str) -> pyproj.Transformer | None:
+def _between(crs: str, other: str) -> pyproj.Transformer | None:
+    """From one CRS to another, x before y; None where one of them has no place on the Earth."""
     try:
-        return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        return pyproj.Transformer.from_crs(crs, other, always_xy=True)
     except (CRSError, ProjError):
         return None

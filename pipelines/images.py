@@ -95,7 +95,7 @@ def is_result(folder: Path) -> bool:
 def _listed(path: Path) -> list[Path]:
     """The paths that a text file lists."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise RequestError(f"cannot read the list {path}: {reason}; write one path a line") from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
-from pipelines.ground import overlap
+from pipelines.ground import alike, overlap
 from pipelines.images import is_image_name
 from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
 from tiling import Box, Source, Spacing, View, blocks, open_image
@@ -217,23 +217,12 @@ def _mask(image: Path, view: View, folder: Path, kinds: str = "") -> MaskTruth:
         held = f"{len(mask.bands)} band(s) of {mask.dtype}"
         wanted = "band of whole numbers" if kinds else "8-bit band of class values"
         raise RequestError(f"{mask.path} holds {held}; a mask has one {wanted}")
-    if not _lies_with(mask, view.source):
+    if not alike(mask.georef, view.source.georef, view.source.levels[0].size):
         raise RequestError(
             f"{mask.path} lies elsewhere on the ground than {view.source.path}, or is turned; write it on the image's "
             "own grid, or without a CRS"
         )
     return MaskTruth(mask, view)
-
-
-def _lies_with(mask: Source, image: Source) -> bool:
-    """Whether two files of one size have their pixels in the same places; True where one of them does not say."""
-    there, here = mask.georef, image.georef
-    if there.crs is None or here.crs is None or there.transform.is_identity:
-        return True
-    size = image.levels[0].size
-    corners = [(0, 0), (size.width, 0), (0, size.height)]
-    found = [~here.transform @ (there.transform @ corner) for corner in corners]
-    return bool(np.allclose(found, corners, rtol=0, atol=0.5))
 
 
 def _beside(image: Path, folder: Path, endings: tuple[str, ...] = ()) -> Path:

@@ -88,17 +88,19 @@ def segment(
     done = earlier.run if earlier else sent
     if done and options.strict:
         damage.refuse_known(source, done.damage)
-    if store and sent and set(options.exports) <= set(sent.exports):
+    if store and sent and set(options.exports) <= sent.whole:
         report(f"{store.url}/{job.folder.name} holds this very result already; --overwrite makes it again")
         return Bundle(job.folder, sent)
     made = done.exports if done else ()
-    if earlier and set(options.exports) <= set(made):
+    if earlier and earlier.complete and set(options.exports) <= earlier.run.whole:
         report(f"{job.folder} holds this very result already; --overwrite makes it again")
         return store.send(earlier) if store else earlier
     refuse_another(job)
     if store:
         store.refuse_another(job)
     exports = tuple(dict.fromkeys((*made, *options.exports)))
+    if done and done.partial:
+        report(f"{job.folder}: {', '.join(done.partial)}, of which veca convert was asked for a part, is made whole")
     job = replace(job, options=replace(options, exports=exports))
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "run"):

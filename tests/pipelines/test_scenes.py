@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -16,8 +17,10 @@ from PIL import Image
 
 from pipelines.config import DataRecipe, read_data, read_recipe
 from pipelines.errors import RequestError
+from pipelines.ground import alike
 from pipelines.scenes import IGNORE, Scene, check_masks, class_lookup, find_scenes, split_scenes
-from tiling import ImageError
+from tiling import ImageError, Size
+from tiling.georef import Georef
 from tiling.readers.array import ArraySource
 
 
@@ -182,6 +185,16 @@ def test_a_mask_lies_where_its_image_does(tmp_path: Path, place: Affine | None, 
     else:
         with pytest.raises(RequestError, match="lies elsewhere on the ground"):
             find_scenes(data)
+
+
+def test_a_mask_lies_where_its_image_does_whatever_the_crs_that_says_so() -> None:
+    size, zone = Size(10, 12), Georef(Affine(2, 0, 500_000, 0, -2, 5_000_000), "crs", "EPSG:32633")
+    named = Georef(zone.transform, "crs", pyproj.CRS("EPSG:32633").to_wkt())
+    assert alike(named, zone, size), "one CRS in other words"
+    assert not alike(Georef(zone.transform, "crs", "EPSG:32632"), zone, size), "the zone beside it"
+    assert not alike(Georef(zone.transform, "crs", 'LOCAL_CS["plant"]'), zone, size)
+    x, y = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:25833", always_xy=True).transform(500_000, 5_000_000)
+    assert alike(Georef(Affine(2, 0, x, 0, -2, y), "crs", "EPSG:25833"), zone, size), "the same ground"
 
 
 def test_a_group_pattern_that_names_nothing_is_said(data: Path) -> None:

@@ -40,10 +40,12 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from pipelines import Bundle, Options, segment
+from pipelines.conversion import convert
 from pipelines.errors import RequestError
 from pipelines.job import Job, remember_plan
 from tiling import NODATA, Box, ImageError, Spacing, open_image
-from tiling.exports import EXPORTS
+from tiling.exports import EXPORTS, RegionWishes
+from tiling.exports.regions import Amount
 from tiling.lock import Busy
 from veca_core import Model, ModelError
 from veca_core.card import PixelSize
@@ -352,6 +354,29 @@ def test_exports_asked_for_later_are_made_without_predicting_again(tmp_path: Pat
     assert set(more.run.outputs) == {"labels.zarr", "mask.tif", "areas.csv"}
     fewer = segment(image, used, tmp_path / "out", replace(PLAIN, exports=("areas",)))
     assert fewer == more
+    (more.folder / "mask.tif").unlink()
+    mended = segment(image, used, tmp_path / "out", replace(PLAIN, exports=("areas",)))
+    assert calls(used) == before
+    assert mended.run.outputs == more.run.outputs
+    assert (more.folder / "mask.tif").exists(), "what the record names is there"
+
+
+def test_what_convert_left_regions_out_of_is_no_finished_export(tmp_path: Path) -> None:
+    image, used = write_png(tmp_path / "a.png", 70, 133), model()
+    options = replace(PLAIN, exports=("areas", "regions"))
+    bundle = segment(image, used, tmp_path / "out", options)
+    whole = (bundle.folder / "regions.geojson").read_bytes()
+    convert(bundle.folder, ["regions"], RegionWishes(least=Amount(1e6)))
+    part = (bundle.folder / "regions.geojson").read_bytes()
+    assert len(part) < len(whole)
+    segment(image, used, tmp_path / "out", replace(PLAIN, exports=("areas",)))
+    assert (bundle.folder / "regions.geojson").read_bytes() == part, "it was not asked for"
+    said: list[str] = []
+    segment(image, used, tmp_path / "out", options, report=said.append)
+    assert (bundle.folder / "regions.geojson").read_bytes() == whole
+    assert any("regions, of which veca convert was asked for a part, is made whole" in line for line in said)
+    convert(bundle.folder, ["regions"], RegionWishes(least=Amount(1e6)))
+    assert convert(bundle.folder, ["regions"]).run.partial == (), "converted again as it is, it is whole"
 
 
 def test_a_run_that_was_killed_while_exporting_does_not_predict_again(

@@ -73,6 +73,11 @@ class RegionWishes:
     origin: Literal["slide", "bounds"] = "slide"
     """Where the pixels of a bounded slide are counted from: the slide's own corner, or that of its bounds."""
 
+    @property
+    def lossy(self) -> bool:
+        """Whether anything is left out or simplified."""
+        return bool(self.tolerance.value or self.least.value or self.only is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRegion:
