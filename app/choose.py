@@ -12,7 +12,10 @@ import streamlit as st
 
 from app.desk import Desk, can_be_mapped
 from pipelines.display.catalog import Contents, ImageEntry, LayerEntry
+from pipelines.display.masks import MaskTiles
 from pipelines.display.tiles import ImageTiles
+from pipelines.errors import USER_ERRORS
+from pipelines.live.corrected import CorrectedTiles
 from pipelines.live.engine import Task
 
 MANY: Final = 12
@@ -52,7 +55,7 @@ def image(contents: Contents) -> ImageEntry | None:
     return contents.images[chosen]
 
 
-def masks(contents: Contents, of: ImageEntry) -> Shown:
+def masks(desk: Desk, contents: Contents, of: ImageEntry) -> Shown:
     """The mask on the image, and what it is compared with."""
     layers = short_names(contents.layers_of(of.id), Path(of.name).name.partition(".")[0])
     made = st.session_state.pop("made", None)
@@ -74,9 +77,12 @@ def masks(contents: Contents, of: ImageEntry) -> Shown:
     if second == NOTHING:
         _put_into_address("compare", None)
         return Shown(layers[first], None, "off")
-    modes = list(MODES)
+    alike = _classes(desk, first) == _classes(desk, second)
+    modes = [mode for mode, compare in MODES.items() if alike or compare != "difference"]
     first_mode = _place_of(modes, "compare", modes[0])
     how = st.radio("How", modes, first_mode, horizontal=True, key="compare", label_visibility="collapsed")
+    if not alike:
+        st.caption("Their classes are not the same: no difference can be drawn.")
     _put_into_address("compare", how if how != next(iter(MODES)) else None)
     return Shown(layers[first], layers[second], MODES[how])
 
@@ -102,6 +108,15 @@ def task_of(desk: Desk, of: ImageEntry) -> Task | None:
     name = st.session_state.get("task")
     task = desk.engine.tasks.get(name) if name else None
     return task if task is not None and task.wish.image == str(of.path) else None
+
+
+def _classes(desk: Desk, layer: str) -> dict[int, str] | None:
+    """Names of a mask's classes by their numbers; None where it cannot be read."""
+    try:
+        tiles = desk.mask(layer)
+    except USER_ERRORS:
+        return None
+    return {c.value: c.name for c in tiles.labels.classes} if isinstance(tiles, MaskTiles | CorrectedTiles) else None
 
 
 def _choose(label: str, key: str, options: list[str], first: str, layers: dict[str, LayerEntry], of: ImageEntry) -> str:

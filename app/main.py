@@ -50,7 +50,7 @@ def main() -> None:
         return
     with st.sidebar:
         mapped = choose.on_map(desk, tiles)
-        shown = choose.masks(contents, image)
+        shown = choose.masks(desk, contents, image)
         if image.alone:
             panels.alone(desk, contents, image)
     if mapped:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import write_bundle
+from bundles import CLASSES, write_bundle
 from drawn_slides import tissue, write_svs
 from numpy.typing import NDArray
 from pages import OpenPage, chosen, words
@@ -53,6 +54,18 @@ def test_two_results_can_be_compared_in_three_ways_and_the_address_says_how(
     again = open_page(folder, **{name: page.query_params[name] for name in ("image", "with", "compare")})
     assert again.radio(key="compare").value == "Difference"
     assert chosen(again, "Compare with").value == _ids()[1]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_masks_of_other_classes_have_no_difference(
+    image: Path, values: NDArray[np.uint8], folder: Path, open_page: OpenPage
+) -> None:
+    others = [replace(one, name=f"other {one.name}") for one in CLASSES]
+    write_bundle(folder / "results" / "case 2", image, values, others)
+    page = open_page(folder)
+    chosen(page, "Compare with").set_value(_ids()[1]).run()
+    assert page.radio(key="compare").options == ["Swipe", "Side by side"]
+    assert "Their classes are not the same" in words(page)
 
 
 @pytest.mark.usefixtures("image")
