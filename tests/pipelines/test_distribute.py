@@ -29,7 +29,7 @@ from places import model, seeded_network
 from pipelines import Bundle, Options, segment, segment_all
 from pipelines.crew import Crew, _folders
 from pipelines.desk import Desk, Task, _is_excused
-from pipelines.distribute import AHEAD, Team, cut
+from pipelines.distribute import AHEAD, Team, cut, hire
 from pipelines.errors import RequestError
 from pipelines.progress import quiet
 from pipelines.segmentation import Failure
@@ -548,6 +548,14 @@ def test_a_scheduler_that_goes_away_ends_the_run_in_one_line_and_another_goes_on
     bundle = segment(scene, used, tmp_path / "out", on(workers))
     assert bundle.run.resumed_blocks >= 1
     assert content(bundle) == content(local)
+
+
+def test_a_client_that_gave_up_the_scheduler_ends_without_a_trace(
+    used: Model, tmp_path: Path, workers: Cluster
+) -> None:
+    with hire(used, on(workers), tmp_path / "out", [], quiet) as team:
+        team.client.close()
+    assert team.client.status == "closed"
 
 
 @pytest.mark.parametrize(
