@@ -216,9 +216,9 @@ def test_a_list_names_images_a_line_each_and_one_that_is_missing_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists").mkdir()
-    here, beside = write_png(tmp_path / "a.png", 20, 30), write_png(tmp_path / "lists" / "b\u2028ä.png", 20, 30)
+    here, beside = write_png(tmp_path / "a.png", 20, 30), write_png(tmp_path / "lists" / "b \u2028ä.png", 20, 30)
     listing = tmp_path / "lists" / "all.txt"
-    listing.write_text("\ufeff# my images\n\na.png\r\n  b\u2028ä.png  \nnone.png\na.png\n", encoding="utf-8")
+    listing.write_text("\ufeff# my images\n\na.png\r\n  b \u2028ä.png  \nnone.png\na.png\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     images = list_images([f"@{listing}"])
     assert [p.resolve() for p in images] == [here, beside, tmp_path / "lists" / "none.png"]
