@@ -164,7 +164,11 @@ class Bundle:
 
     @property
     def complete(self) -> bool:
-        """Whether all its files are still there."""
+        """Whether all its files are still there, those within its labels too."""
+        try:
+            self.labels()
+        except ImageError:
+            return False
         return all((self.folder / name).exists() for name in self.run.outputs)
 
     @classmethod

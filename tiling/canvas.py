@@ -23,7 +23,7 @@ from tiling.geometry import Box, Size
 from tiling.georef import Georef
 from tiling.grid import blocks
 from tiling.journal import Journal
-from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe
+from tiling.labels import NODATA, UNFINISHED, LabelClass, Labels, describe, with_files, without_files
 from tiling.layers import Layer
 from tiling.lock import give_back, take_lock
 from tiling.source import Kind
@@ -221,7 +221,7 @@ class Canvas:
         pyramid.build([self._level0, *(_add_level(group, i, s, self._level0) for i, s in enumerate(coarser, 1))])
         for name, array in self._beside.items():
             self._finish_layer(group[name], name, array)
-        group.attrs.put(self._description)
+        group.attrs.put(with_files(self._description, self.path))
         for made in self.path.iterdir():
             if made.name != "0":  # whose blocks are on the disk already
                 flush_tree(made)
@@ -293,7 +293,7 @@ def _is_same(path: Path, description: dict[str, Any], size: Size, block: int, ch
     return (
         isinstance(array, zarr.Array)
         and (array.shape, array.shards, array.chunks) == ((size.height, size.width), (block, block), (chunk, chunk))
-        and (attributes == wanted or (unfinished and attributes == {UNFINISHED: wanted}))
+        and (without_files(attributes) == wanted or (unfinished and attributes == {UNFINISHED: wanted}))
     )
 
 

@@ -82,7 +82,11 @@ class Labels:
 
     @classmethod
     def open(cls, path: Path) -> Labels:
-        """Reads the description, no pixels. Raises ImageError where `path` is not a finished label image of ours."""
+        """Reads the description, no pixels.
+
+        Raises ImageError where `path` is not a finished label image of ours, or files of it are gone: Zarr would read
+        what they held as no data.
+        """
         if not path.is_dir():
             raise ImageError(f"{path}: there is no label image here; give the folder that a segmentation wrote")
         try:
@@ -90,7 +94,9 @@ class Labels:
             attributes = cast("dict[str, Any]", group.attrs.asdict())
             if UNFINISHED in attributes:
                 raise ImageError(f"{path}: this label image is not finished; segment the image again to complete it")
-            return _parse(path, group, attributes)
+            labels = _parse(path, group, attributes)
+            _refuse_gone(path, attributes["veca"].get("files", {}))
+            return labels
         except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"{path}: not an OME-Zarr 0.5 label image written by VECA ({reason})") from error
@@ -160,6 +166,36 @@ def describe(
             **({"layers": dict(layers)} if layers else {}),
         },
     }
+
+
+def with_files(description: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The description of a finished label image at `path`, with the number of files that each of its arrays has."""
+    ours = description["veca"]
+    levels = [dataset["path"] for dataset in description["ome"]["multiscales"][0]["datasets"]]
+    arrays = [*levels, *(f"{layer}/{level}" for layer in ours.get("layers", {}) for level in levels)]
+    return {**description, "veca": {**ours, "files": {name: _count(path / name) for name in arrays}}}
+
+
+def without_files(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_files` was given."""
+    ours = attributes.get("veca", {})
+    return {**attributes, "veca": {key: value for key, value in ours.items() if key != "files"}}
+
+
+def _count(array: Path) -> int:
+    """Blocks without any data have no file."""
+    return sum(1 for _ in array.glob("c/**/[0-9]*") if _.is_file())
+
+
+def _refuse_gone(path: Path, files: Mapping[str, int]) -> None:
+    """Raises ImageError where an array has fewer files than when it was finished."""
+    for name, wanted in files.items():
+        found = _count(path / name)
+        if found < wanted:
+            raise ImageError(
+                f"{path}: {wanted - found} of the {wanted} files of its level {name} are gone; copy it again, "
+                "or segment the image again"
+            )
 
 
 def _multiscale(levels: int, georef: Georef, name: str) -> dict[str, Any]:

@@ -361,6 +361,18 @@ def test_exports_asked_for_later_are_made_without_predicting_again(tmp_path: Pat
     assert (more.folder / "mask.tif").exists(), "what the record names is there"
 
 
+def test_labels_that_lost_a_file_are_refused_and_made_anew(tmp_path: Path) -> None:
+    image, used = write_raster(tmp_path / "a.tif", 70, 133), model(2)
+    bundle = segment(image, used, tmp_path / "out", PLAIN)
+    before = calls(used)
+    (bundle.folder / "labels.zarr" / "0" / "c" / "0" / "0").unlink()
+    with pytest.raises(ImageError, match=r"1 of the . files of its level 0 are gone; copy it again"):
+        convert(bundle.folder, ["areas"])
+    assert segment(image, used, tmp_path / "out", PLAIN).complete
+    assert calls(used) > before
+    assert np.array_equal(read_mask(bundle.folder / "mask.tif"), expected(70, 133))
+
+
 def test_what_convert_left_regions_out_of_is_no_finished_export(tmp_path: Path) -> None:
     image, used = write_png(tmp_path / "a.png", 70, 133), model()
     options = replace(PLAIN, exports=("areas", "regions"))

@@ -20,6 +20,7 @@ from tiling.errors import ImageError
 from tiling.geometry import Box, Size
 from tiling.georef import Georef
 from tiling.labels import LabelClass, Labels
+from tiling.layers import Layer
 
 VALUES = random_labels(1300, 700, smooth=5)
 UTM = pyproj.CRS.from_epsg(32633).to_wkt()
@@ -121,6 +122,18 @@ def test_a_label_image_without_one_of_its_levels_is_refused(tmp_path: Path) -> N
         Labels.open(labels.path)
 
 
+@pytest.mark.parametrize("gone", ["0/c/1/1", "1/c/0/0", "probability/0/c/0/0/1"])
+def test_a_label_image_that_lost_a_file_is_refused(tmp_path: Path, gone: str) -> None:
+    layer = Layer("probability", ("tree",))
+    with canvas(tmp_path / "labels.zarr.partial", Size(600, 512), block=256, chunk=64, layers=[layer]) as one:
+        for box in one.blocks:
+            one.write(box, VALUES[box.slices], {"probability": np.ones((1, box.height, box.width), np.uint8)})
+        path = one.publish(tmp_path / "labels.zarr").path
+    (path / gone).unlink()
+    with pytest.raises(ImageError, match=rf"1 of the \d+ files of its level {gone.split('/c/')[0]} are gone"):
+        Labels.open(path)
+
+
 def test_classes_that_share_a_value_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="share a value"):
         publish(tmp_path, VALUES, classes=(LabelClass(1, "a", (0, 0, 0)), LabelClass(1, "b", (0, 0, 0))))
@@ -137,6 +150,7 @@ def test_nothing_in_the_description_tells_the_time(labels: Labels) -> None:
         "unit",
         "crs",
         "nodata",
+        "files",
         "fingerprint",
         "scale",
     }
