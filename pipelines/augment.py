@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pipelines.config import AugmentRecipe
+from pipelines.counterstain import counterstain
 from pipelines.recolor import Recolor
 
 NOISE: Final = 8.0
@@ -85,6 +86,8 @@ class Augment:
         torch.manual_seed(int(rng.integers(2**31)))
         if len(pixels) == 3 and dtype == np.uint8:
             unit = (pixels / 255).clamp(0, 1)
+            if self.recipe.counterstain and rng.random() < self.recipe.counterstain:
+                unit = counterstain(unit, rng)
             if self.recipe.stain and rng.random() < 0.8:
                 unit = stain_jitter(unit, self.recipe.stain, rng)
             if self.recipe.color and rng.random() < 0.8:

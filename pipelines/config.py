@@ -125,6 +125,9 @@ class AugmentRecipe(_Part):
     training images show in one colour and other places in another, like {5: "#8FA65A"}."""
     stain: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of changes to haematoxylin, eosin and DAB (RGB only)."""
+    counterstain: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How often a pink second stain is laid over a crop, with fibres and gaps (RGB only): for training images that show
+    one stain alone, where others show H&E."""
     blur: Annotated[float, Field(ge=0, le=1)] = 0.1
     """How often a crop is blurred or made noisy."""
     mix: Annotated[float, Field(ge=0, le=1)] = 0.0
