@@ -24,7 +24,7 @@ Side = Annotated[int, Field(ge=32)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(_Part):
@@ -173,7 +173,7 @@ class ScheduleRecipe(_Part):
     """A block of the encoder learns at this share of the rate of the block behind it; below 1 to fine-tune."""
     freeze: bool = False
     """The encoder stays as it is and only the head learns: a linear probe, where the head is linear."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[int, Field(ge=0)] = 50
     """Steps of linear warm-up before the cosine."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -185,7 +185,7 @@ class ScheduleRecipe(_Part):
     validate_every: Annotated[int, Field(ge=1)] = 100
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many validations in a row that were not better than the best; None: never."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
     def crops(self) -> tuple[int, ...]:
@@ -274,6 +274,8 @@ def read_data(folder: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     values: set[int] = set()
     for path in sorted(p for p in masks.iterdir() if is_image_name(p)):
         mask = open_image(path, indexed=True)
+        if mask.dtype != np.uint8:
+            raise RequestError(f"{path} holds {mask.dtype} values; a mask has one 8-bit band of class values")
         values |= set(np.unique(mask.read(mask.levels[0].size.box)).tolist()) - {255}
     if len(values) < 2:
         raise RequestError(f"the masks in {masks} hold {len(values)} class value(s); at least two are needed")

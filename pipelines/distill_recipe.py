@@ -46,7 +46,7 @@ class DistillRecipe(_Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[int, Field(ge=0)] = 50
     save_every: Annotated[int, Field(ge=1)] = 100
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     source: str = ""
     licence: str = ""
 

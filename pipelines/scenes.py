@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import glob
 import hashlib
 import re
@@ -20,7 +19,7 @@ from pipelines.errors import RequestError
 from pipelines.ground import alike, overlap
 from pipelines.images import is_image_name
 from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
-from tiling import Box, Source, Spacing, View, blocks, open_image
+from tiling import Box, Size, Source, Spacing, View, blocks, open_image
 from veca_core.card import ClassInfo, PixelSize
 
 IGNORE: Final = 255
@@ -29,6 +28,8 @@ INDEX_STRIDE: Final = 4
 """Every how many pixels, on each axis, class places are looked up for balanced sampling."""
 READ: Final = 4096
 """Side of the boxes in which whole scenes are gone through."""
+LOOKED_AT: Final = 256
+"""Side of the middle by which copies of an image are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,11 @@ def held_back(scenes: Sequence[Scene], blocks: int | None = None) -> str:
 
 def check_leaks(split: Split) -> None:
     """Raises RequestError where a held-back scene shows what is also learned from: the same file, or the same place."""
+    looks = {id(scene.image): _look(scene.image) for scene in (*split.train, *split.validation)}
     for held in split.validation:
         for learned in split.train:
-            if held.image.path != learned.image.path and _same_content(held.image.path, learned.image.path):
+            alike = looks[id(held.image)] == looks[id(learned.image)]
+            if alike and held.image.path != learned.image.path and _same_pixels(held.image, learned.image):
                 raise RequestError(
                     f"{held.image.path} is held back and {learned.image.path} is learned from, but they are the same "
                     "image; remove one, or give both the same group"
@@ -255,12 +258,23 @@ def _edges(length: int, side: int) -> list[int]:
     return [*(i * side for i in range(max(1, round(length / side)))), length]
 
 
-def _same_content(one: str, other: str) -> bool:
-    """Whether two files hold the same bytes; False for what is no file."""
-    first, second = Path(one), Path(other)
-    if not (first.is_file() and second.is_file()) or first.stat().st_size != second.stat().st_size:
-        return False
-    return filecmp.cmp(first, second, shallow=False)
+def _look(image: Source) -> tuple[Size, str]:
+    """Size, and a hash of the pixels in the middle: what two copies of an image have in common, in any format."""
+    size = image.levels[0].size
+    height, width = min(LOOKED_AT, size.height), min(LOOKED_AT, size.width)
+    pixels = image.read(Box((size.height - height) // 2, (size.width - width) // 2, height, width))
+    return size, hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _same_pixels(one: Source, other: Source) -> bool:
+    """Whether two images of one size show the same throughout, and more than one plain colour."""
+    plain = True
+    for box in blocks(one.levels[0].size, READ):
+        first, second = one.read(box), other.read(box)
+        if not np.array_equal(first, second):
+            return False
+        plain = plain and bool((first == first[:1, :1]).all())
+    return not plain
 
 
 def _overlap(one: Scene, other: Scene) -> bool:

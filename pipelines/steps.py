@@ -15,6 +15,7 @@ from torch.optim import swa_utils
 
 from pipelines.candidate import Candidate
 from pipelines.config import TrainRecipe
+from pipelines.errors import RequestError
 from pipelines.fast import quicken
 from pipelines.inference import autocast, fast_precision
 from pipelines.losses import SegmentationLoss
@@ -129,8 +130,16 @@ class Learner:
 
     def loss_of(self, images: Tensor, target: Tensor, cores: int) -> Tensor:
         """Of all processes' crops together."""
-        with autocast(self.device, self.precision):
-            logits = self.called(images, cores)
+        try:
+            with autocast(self.device, self.precision):
+                logits = self.called(images, cores)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RequestError(
+                f"a batch of {len(images)} crop of {images.shape[-1]} px leaves one value to normalise by; "
+                "make schedule.batch or schedule.crop larger"
+            ) from error
         loss: Tensor = self.loss(self.team.whole_batch(logits.float()), self.team.whole_batch(target))
         return loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from pipelines.bands import match_bands
 from pipelines.config import TrainRecipe
 from pipelines.errors import RequestError
-from pipelines.scenes import Scene, Split
+from pipelines.scenes import Scene, Split, held_back
+from veca_core import load_card
 from veca_core.card import Bands
+from veca_core.weights import CARD
 
 MEASURED: Final = 1024
 MEASURED_BOXES: Final = 36
@@ -53,6 +56,15 @@ def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int6
             yield (
                 f"warning: no image to learn from shows the class {cls.name!r} (value {cls.value}), so it will never "
                 "be found; hold back other groups, or remove it"
+            )
+    start = recipe.network.pretrained
+    if isinstance(start, Path) and (start / CARD).is_file():
+        before = load_card(start).validation
+        known = set(before.removeprefix("held back: ").split(", ")) & {scene.group for scene in scenes}
+        if known and before != held_back(split.validation, recipe.data.blocks):
+            yield (
+                f"warning: the model that training goes on from was made with {', '.join(sorted(known))} held back, "
+                "and may have learned from what is held back now: the score would be too good; hold back the same"
             )
     small = sum(min(scene.area.height, scene.area.width) < max(recipe.schedule.crops) for scene in split.train)
     if small:

@@ -9,6 +9,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import tifffile
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -284,6 +285,21 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(RequestError, match=r"hold 1 class value\(s\); at least two are needed"):
         read_data(tmp_path)
+
+
+def test_a_folder_whose_masks_are_no_8_bit_bands_is_refused(data: Path) -> None:
+    path = data / "masks" / "case0_0.png"
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), np.full((64, 96), np.nan, np.float32))
+    with pytest.raises(RequestError, match=r"case0_0.tif holds float32 values; a mask has one 8-bit band"):
+        read_data(data)
+
+
+@pytest.mark.parametrize("change", ["seed=-1", "weight_decay=-5", "rate=.inf", "seed=4294967296"])
+def test_numbers_that_mean_nothing_are_refused(data: Path, change: str) -> None:
+    with pytest.raises(RequestError, match=rf"schedule.{change.split('=')[0]}") as caught:
+        read_data(data, [f"schedule.{change}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_mask_that_is_no_image_is_named(data: Path) -> None:

@@ -218,6 +218,14 @@ def test_a_checkpoint_of_something_else_is_named(data: Path, tmp_path: Path) -> 
         ({"network": {**content()["network"], "pretrained": "nowhere"}}, ModelError, "there is no model"),
         ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, RequestError, "has 3 bands; the model reads 1"),
         ({"schedule": {**content()["schedule"], "rate": 1e30}}, RequestError, "the loss became .* lower the rate"),
+        (
+            {
+                "network": {**content()["network"], "stem": "resnet18", "deep": True},
+                "schedule": {**content()["schedule"], "batch": 1, "crop": 32},
+            },
+            RequestError,
+            "a batch of 1 crop of 32 px leaves one value to normalise by; make schedule.batch or schedule.crop larger",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_said(
@@ -302,6 +310,16 @@ def test_training_starts_from_another_model(trained: Path, data: Path, tmp_path:
     for name, value in theirs.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             torch.testing.assert_close(mine[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_start_that_may_know_what_is_held_back_now_is_told(data: Path, trained: Path, tmp_path: Path) -> None:
+    start = {**content()["network"], "pretrained": str(trained / "best")}
+    said: list[str] = []
+    for group in ("case2", "case1"):
+        asked = recipe(data, network=start, data={**content()["data"], "validate_on": [group]})
+        Run.prepare(asked, tmp_path / group, CPU, said.append)
+        warned = any("made with case2 held back, and may have learned from what is held back now" in s for s in said)
+        assert warned == (group == "case1")
 
 
 def test_a_share_of_the_start_stays_in_what_is_kept_also_after_a_stop(

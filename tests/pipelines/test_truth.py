@@ -325,6 +325,24 @@ def test_the_same_file_under_two_names_does_not_slip_through(tmp_path: Path) -> 
         split_scenes(find_scenes(recipe), recipe)
 
 
+def test_a_copy_in_another_format_does_not_slip_through_and_blank_images_are_no_copies(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    pixels = np.array(Image.open(data / "images" / "case0_0.png"))
+    (data / "images" / "case2_0.png").unlink()
+    copy = data / "images" / "case2_0.tif"
+    recipe = DataRecipe(images=data / "images", masks=data / "masks", group="(case[0-9])", validate_on=("case2",))
+    (data / "masks" / "case2_0.png").write_bytes((data / "masks" / "case0_0.png").read_bytes())
+    tifffile.imwrite(copy, pixels)
+    with pytest.raises(RequestError, match=r"case2_0.tif is held back and .*case0_0.png is learned from"):
+        split_scenes(find_scenes(recipe), recipe)
+    pixels[0, 0] ^= 1
+    tifffile.imwrite(copy, pixels)
+    split_scenes(find_scenes(recipe), recipe)
+    tifffile.imwrite(copy, np.full_like(pixels, 255))
+    Image.fromarray(np.full_like(pixels, 255)).save(data / "images" / "case0_0.png")
+    split_scenes(find_scenes(recipe), recipe)
+
+
 @pytest.mark.parametrize(
     ("crs", "left", "leaks"),
     [
