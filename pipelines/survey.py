@@ -43,10 +43,20 @@ def measure_bands(scenes: Sequence[Scene]) -> Bands:
 def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int64], split: Split) -> Iterator[str]:
     """What may be trained but will hardly be meant, a line each; `counts`: pixels of each scene and class.
 
-    Raises RequestError for a class of which there is no pixel at all.
+    Raises RequestError for a class of which there is no pixel at all, or where nothing is known of the images of a side.
     """
     chosen = {id(scene) for scene in split.train}
     learned = [id(scene) in chosen for scene in scenes]
+    held = {id(scene) for scene in split.validation}
+    for side, count in (
+        ("to learn from", counts[learned].sum()),
+        ("held back", counts[[id(scene) in held for scene in scenes]].sum()),
+    ):
+        if not count:
+            raise RequestError(
+                f"no image {side} shows a pixel of any class: all is ignored there; hold back other groups "
+                "(data.validate_on), or label more"
+            )
     for cls, everywhere, here in zip(recipe.classes, counts.sum(axis=0), counts[learned].sum(axis=0), strict=True):
         if not everywhere:
             raise RequestError(

@@ -296,6 +296,15 @@ def test_what_will_hardly_be_meant_is_said_and_a_class_without_any_pixel_is_refu
     assert said[1].startswith("note: 4 of 4 images to learn from are smaller than a crop of 96 px")
 
 
+@pytest.mark.parametrize(("cases", "side"), [("case[01]*", "to learn from"), ("case2*", "held back")])
+def test_images_of_which_nothing_is_known_are_refused(tmp_path: Path, cases: str, side: str) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "masks").glob(cases):
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+    with pytest.raises(RequestError, match=f"no image {side} shows a pixel of any class"):
+        train(recipe(data), tmp_path / "run", device="cpu")
+
+
 def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no device 'gpu'"):
         train(recipe(data), tmp_path, device="gpu")
