@@ -43,7 +43,7 @@ def measure_bands(scenes: Sequence[Scene]) -> Bands:
 def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int64], split: Split) -> Iterator[str]:
     """What may be trained but will hardly be meant, a line each; `counts`: pixels of each scene and class.
 
-    Raises RequestError for a class of which there is no pixel at all, or where nothing is known of the images of a side.
+    Raises RequestError for a class of which there is no pixel at all, or images of which nothing is known.
     """
     chosen = {id(scene) for scene in split.train}
     learned = [id(scene) in chosen for scene in scenes]
