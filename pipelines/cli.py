@@ -351,7 +351,7 @@ def evaluate(
     result = run(loaded, recipe.data, cores=budgets, recording=record, see=samples.see, **options)
     if against and terms and out:
         score = evaluate_rival(loaded, terms, out, **options)
-        result = replace(result, rivals=((against, score),), notes=(terms.start,) if terms.start else ())
+        result = replace(result, rivals=((against, score),), notes=(*result.notes, *filter(None, [terms.start])))
     if out:
         write_evaluation(result, out, samples)
     if record:

@@ -41,6 +41,8 @@ class DataRecipe(_Part):
     """Folder of masks with an id for each object, 0 elsewhere: only for scoring objects."""
     attribute: str | None = None
     """The field of a shape that holds the name of its class; None: QuPath's classification, or 'class'."""
+    layer: str | None = None
+    """Of a vector file with several layers, the name of the one to draw."""
     elsewhere: Annotated[int, Field(ge=0, le=255)] = 255
     """The class value of pixels in no shape; 255: nothing is known of them."""
     blocks: Annotated[int, Field(ge=64)] | None = None

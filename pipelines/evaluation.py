@@ -21,7 +21,7 @@ from pipelines.device import choose_device
 from pipelines.errors import RequestError
 from pipelines.progress import Report, quiet
 from pipelines.rival import Rival, Terms, load_rival
-from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, split_scenes
+from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, held_before, split_scenes
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.validation import See, validate
 from veca_core import Model
@@ -97,18 +97,24 @@ def evaluate(
     """
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
-    chosen = _scenes(card, data, everything)
+    scenes, chosen = _scenes(card, data, everything)
     held = "" if everything else held_back(chosen, data.blocks)
     other = None if window == card.window else window
     if recording:
         _check_recorded(card, held, other)
+    notes = []
+    if held and (before := held_before(card.validation, held, scenes)):
+        notes.append(
+            f"{card.name} was made with {before} held back, and may have learned from the scenes that are scored here"
+        )
+        report(f"warning: {notes[0]}")
     score = _scorer(card, data, chosen, window, device)
     scores = []
     for budget in budgets:
         shown = see if budget == budgets[-1] else None
         scores.append(score(network, budget, network.encoder.config.patch, shown))
         report(f"{budget} cores: mean IoU {scores[-1].mean_iou:.4f}")
-    return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores), other)
+    return Evaluation(card.name, tuple(scene.name for scene in chosen), held, tuple(scores), other, notes=tuple(notes))
 
 
 def evaluate_rival(
@@ -132,7 +138,7 @@ def evaluate_rival(
         report(f"note: {terms.start}")
     recipe, folder = terms.recipe, re.sub(r"[^A-Za-z0-9._-]+", "-", str(terms.recipe.network.rival))
     trained = train(recipe, out / "rivals" / folder, device=device, report=report)
-    chosen = _scenes(model.card, recipe.data, everything)
+    _, chosen = _scenes(model.card, recipe.data, everything)
     return _scorer(model.card, recipe.data, chosen, window, device)(load_rival(trained.folder), 0, Rival.multiple)
 
 
@@ -198,13 +204,13 @@ def check_classes(card: Card, classes: Sequence[ClassInfo]) -> None:
         raise RequestError(f"{card.name} has other values for these classes: {theirs}; give masks with its values")
 
 
-def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[Scene, ...]:
-    """The scenes to score, checked against the model."""
+def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    """All scenes, checked against the model, and those to score."""
     scenes = find_scenes(data, classes=card.classes, spacing=card.spacing)
     check_masks(scenes, [c.value for c in card.classes], data.ignore)
     chosen = scenes if everything else split_scenes(scenes, data).validation
     match_bands((scene.image for scene in chosen), card.bands.names, card.bands.dtype, reader=card.name)
-    return chosen
+    return scenes, chosen
 
 
 def _scorer(

@@ -136,6 +136,13 @@ def held_back(scenes: Sequence[Scene], blocks: int | None = None) -> str:
     return f"held back: {', '.join(groups[:20])}{more}{squares}"
 
 
+def held_before(before: str, held: str, scenes: Sequence[Scene]) -> str:
+    """Which groups of these scenes a model was made with held back, where `held` are others now: it may have learned
+    from those. Empty where they are the same, or the model is of other scenes. Both are as `held_back` words them."""
+    known = set(before.removeprefix("held back: ").split(", ")) & {scene.group for scene in scenes}
+    return ", ".join(sorted(known)) if before != held else ""
+
+
 def check_leaks(split: Split) -> None:
     """Raises RequestError where a held-back scene shows what is also learned from: the same file, or the same place."""
     looks = {id(scene.image): _look(scene.image) for scene in (*split.train, *split.validation)}
@@ -188,7 +195,7 @@ def _scene(image: Path, data: DataRecipe, values: dict[str, int], spacing: Spaci
     if data.shapes is not None:
         shared = _shares_shapes(data)
         place = data.shapes if shared else _beside(image, data.shapes, VECTOR_ENDINGS)
-        truth: Truth = read_shapes(place, view, values, data.attribute, data.elsewhere, shared=shared)
+        truth: Truth = read_shapes(place, view, values, data.attribute, data.elsewhere, shared=shared, layer=data.layer)
     else:
         assert data.masks is not None
         truth = _mask(image, view, data.masks)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.bands import match_bands
 from pipelines.config import TrainRecipe
 from pipelines.errors import RequestError
-from pipelines.scenes import Scene, Split, held_back
+from pipelines.scenes import Scene, Split, held_back, held_before
 from veca_core import load_card
 from veca_core.card import Bands
 from veca_core.weights import CARD
@@ -69,12 +69,11 @@ def doubts(recipe: TrainRecipe, scenes: Sequence[Scene], counts: NDArray[np.int6
             )
     start = recipe.network.pretrained
     if isinstance(start, Path) and (start / CARD).is_file():
-        before = load_card(start).validation
-        known = set(before.removeprefix("held back: ").split(", ")) & {scene.group for scene in scenes}
-        if known and before != held_back(split.validation, recipe.data.blocks):
+        now = held_back(split.validation, recipe.data.blocks)
+        if before := held_before(load_card(start).validation, now, scenes):
             yield (
-                f"warning: the model that training goes on from was made with {', '.join(sorted(known))} held back, "
-                "and may have learned from what is held back now: the score would be too good; hold back the same"
+                f"warning: the model that training goes on from was made with {before} held back, and "
+                "may have learned from what is held back now: the score would be too good; hold back the same"
             )
     small = sum(min(scene.area.height, scene.area.width) < max(recipe.schedule.crops) for scene in split.train)
     if small:

@@ -99,19 +99,23 @@ def read_shapes(
     elsewhere: int,
     *,
     shared: bool = False,
+    layer: str | None = None,
 ) -> ShapeTruth:
     """The polygons of a vector file that touch a view, as its classes.
 
     Where the image has a CRS, they are brought into it from the file's; elsewhere they are level-0 pixels, as QuPath
-    writes them. The class is what `attribute` says, or QuPath's classification; shapes without one are left out.
+    writes them. Of a file with several layers, `layer` is drawn. The class is what `attribute` says, or QuPath's
+    classification; shapes without one are left out.
     Raises RequestError for a file that cannot be read, a class that nobody named, points or lines that have one, or,
     unless the file is `shared` with other images, for shapes that all lie beside the image.
     """
     georef = view.georef
     if georef.unit == "crs":
-        shapes, names, empty = _from_layer(path, attribute or "class", view)
+        shapes, names, empty = _from_layer(path, layer, attribute or "class", view)
         to_pixels = ~georef.transform
     else:
+        if layer is not None:
+            raise RequestError(f"{path} has no layers, as QuPath writes it; leave data.layer out")
         shapes, names = _from_qupath(path, attribute)
         empty = not len(shapes)
         to_pixels = Affine.scale(1 / view.scale[1], 1 / view.scale[0])
@@ -158,12 +162,16 @@ def _class_name(properties: Mapping[str, Any], attribute: str | None) -> Any:
     return classification.get("name") or ": ".join(classification.get("names") or ()) or None
 
 
-def _from_layer(path: Path, attribute: str, view: View) -> tuple[NDArray[np.object_], list[Any], bool]:
-    """Geometries around a view and in its CRS, their class names, and whether a vector file's first layer is empty."""
+def _from_layer(
+    path: Path, layer: str | None, attribute: str, view: View
+) -> tuple[NDArray[np.object_], list[Any], bool]:
+    """Geometries around a view and in its CRS, their class names, and whether the vector file's layer is empty."""
     try:
-        info = pyogrio.read_info(path)
+        layer = _layer_of(path, layer)
+        info = pyogrio.read_info(path, layer=layer)
         change = _change(path, info, attribute, str(view.georef.crs))
-        _, _, encoded, fields = pyogrio.raw.read(path, columns=[attribute], bbox=_surroundings(view, change))
+        around = _surroundings(view, change)
+        _, _, encoded, fields = pyogrio.raw.read(path, layer=layer, columns=[attribute], bbox=around)
         shapes = shapely.from_wkb(encoded)
     except (DataSourceError, DataLayerError, ValueError, shapely.errors.GEOSException) as error:
         raise RequestError(f"{path} cannot be read as a vector layer") from error
@@ -171,6 +179,19 @@ def _from_layer(path: Path, attribute: str, view: View) -> tuple[NDArray[np.obje
     # Far from where a projection holds, coordinates become infinite: such a shape is nowhere near the view.
     there = np.isfinite(shapely.bounds(moved)).all(axis=1)
     return np.asarray(moved, dtype=object)[there], list(fields[0][there]), not info["features"]
+
+
+def _layer_of(path: Path, wanted: str | None) -> str:
+    """The layer that is `wanted`, or the only one; raises RequestError where there is no such layer, or a choice."""
+    found = pyogrio.list_layers(path).tolist()
+    # Tables without shapes may lie beside, like the styles that QGIS keeps; an empty layer may say nothing of its own.
+    layers: list[str] = [name for name, geometry in found if geometry is not None] or [name for name, _ in found]
+    if wanted is None and len(layers) == 1:
+        return layers[0]
+    if wanted is None or wanted not in layers:
+        lacking = f"no layer {wanted!r}" if wanted else f"{len(layers)} layers of shapes"
+        raise RequestError(f"{path} has {lacking}; name one as data.layer: {', '.join(layers) or 'there is none'}")
+    return wanted
 
 
 def _change(path: Path, info: Mapping[str, Any], attribute: str, crs: str) -> Transformer:

@@ -583,6 +583,17 @@ def test_scores_of_another_recipes_scenes_are_not_recorded_and_none_is_scored(
     assert load_card(trained / "best") == before
 
 
+def test_who_scores_what_a_model_may_have_learned_from_is_told(model: Model, data: Path) -> None:
+    for group in ("case2", "case0"):
+        said: list[str] = []
+        asked = recipe(data, data={**content()["data"], "validate_on": [group]}).data
+        result = evaluate(model, asked, cores=[8], device="cpu", report=said.append)
+        told = "tiny was made with case2 held back, and may have learned from the scenes that are scored here"
+        assert result.notes == ((told,) if group == "case0" else ())
+        assert any(line == f"warning: {told}" for line in said) == (group == "case0")
+        assert result.content()["notes"] == result.notes
+
+
 def test_scores_with_windows_of_another_side_are_not_recorded(trained: Path, data: Path, veca: Any) -> None:
     recipe(data)
     before = load_card(trained / "best")

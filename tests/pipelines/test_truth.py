@@ -9,6 +9,8 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import rasterio
 import tifffile
@@ -155,6 +157,33 @@ def test_a_layer_in_another_crs_is_brought_to_its_raster(tmp_path: Path, ending:
     assert (scene.truth.values(scene.area) == expected).mean() > 0.995
     with pytest.raises(RequestError, match=r"has no attribute 'sort'; name the one"):
         find_scenes(shaped(tmp_path, **{**data, "attribute": "sort"}), classes=NAMED)
+
+
+def test_of_several_layers_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_raster(tmp_path / "images" / "r.tif", 500_000)
+    place = tmp_path / "layer.gpkg"
+    for name, left in (("roads", 500_005), ("parks", 500_030)):
+        shape = box(left, 5_000_020, left + 10, 5_000_045)
+        frame = geopandas.GeoDataFrame({"class": ["rare"], "geometry": [shape]}, crs="EPSG:32633")
+        frame.to_file(place, layer=name)
+    pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), place, layer="layer_styles")
+    with pytest.raises(RequestError, match=r"has 2 layers of shapes; name one as data.layer: roads, parks"):
+        find_scenes(shaped(tmp_path, shapes=place), classes=NAMED)
+    with pytest.raises(RequestError, match=r"has no layer 'lakes'; name one as data.layer: roads, parks"):
+        find_scenes(shaped(tmp_path, shapes=place, layer="lakes"), classes=NAMED)
+    for name, column in (("roads", 20), ("parks", 70)):
+        (scene,) = find_scenes(shaped(tmp_path, shapes=place, layer=name), classes=NAMED)
+        assert np.flatnonzero((scene.truth.values(scene.area) == 9).any(axis=0)).mean() == pytest.approx(column, abs=1)
+
+
+def test_qupaths_shapes_have_no_layers(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    for path in (tmp_path / "images").iterdir():
+        (tmp_path / "shapes" / f"{path.stem}.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(RequestError, match=r"has no layers, as QuPath writes it; leave data.layer out"):
+        find_scenes(shaped(tmp_path, layer="roads"), classes=NAMED)
 
 
 def write_raster(path: Path, left: float, crs: str = "EPSG:32633", side: float = 0.5) -> Affine:
