@@ -84,7 +84,7 @@ class VecaCandidate(Candidate):
         config = described.config
         self.budgets, self.draw_weights, self.multiple = config.budgets, config.draw_weights, config.patch
         self.slow = "encoder.stem.body." if recipe.network.pretrained is not None else ""
-        self.idle = not config.layers
+        self.idle = config.layers < 2  # one block moves no core, and no block looks at any
         if recipe.schedule.freeze:
             network.encoder.requires_grad_(False)
             self.frozen = network.encoder
@@ -106,6 +106,7 @@ class RivalCandidate(Candidate):
         self.rival = Rival(recipe.network.rival, bands, len(recipe.classes))
         self.network = self.rival
         self.budgets, self.draw_weights, self.multiple = (0,), (1,), Rival.multiple
+        self.idle = True  # some, like PSPNet, keep stages that nothing asks for
         self.slow = "body.encoder." if recipe.network.pretrained is not None else ""
 
     def start(self) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,22 @@ import torch
 
 from pipelines.errors import RequestError
 from pipelines.scenes import Scene
+from tiling.lock import Busy, give_back, take_lock
 from veca_core.card import Bands
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Makes a run's folder and holds it meanwhile; RequestError while another training does."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = take_lock(out / "training")
+    except Busy as error:
+        raise RequestError(f"another training is at work in {out}; wait for it, or give another --out") from error
+    try:
+        yield
+    finally:
+        give_back(lock)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -348,7 +348,9 @@ def evaluate(
         check_folder(out)
     options: dict[str, Any] = {"everything": everything, "window": window, "device": device, "report": to_stderr}
     samples = Samples(loaded.card.classes)
-    result = run(loaded, recipe.data, cores=budgets, recording=record, see=samples.see, **options)
+    result = run(
+        loaded, recipe.data, cores=budgets, recording=record, comparing=bool(against), see=samples.see, **options
+    )
     if against and terms and out:
         score = evaluate_rival(loaded, terms, out, **options)
         result = replace(result, rivals=((against, score),), notes=(*result.notes, *filter(None, [terms.start])))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipelines.augment import Augment
 from pipelines.bands import match_bands, other_order
 from pipelines.candidate import network_config
-from pipelines.checkpoint import images_of, read_checkpoint, write_checkpoint, write_row
+from pipelines.checkpoint import alone_in, images_of, read_checkpoint, write_checkpoint, write_row
 from pipelines.config import ScheduleRecipe
 from pipelines.crops import Crops, collate
 from pipelines.device import choose_device
@@ -94,9 +94,8 @@ def distill(
     """
     if threads:
         torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    run = Distillation(recipe, out, choose_device(device), report)
-    run.go_on()
+    with alone_in(out):
+        Distillation(recipe, out, choose_device(device), report).go_on()
     return out / ENCODER
 
 

@@ -23,7 +23,7 @@ from pipelines.progress import Report, quiet
 from pipelines.rival import Rival, Terms, load_rival
 from pipelines.scenes import Scene, check_masks, class_lookup, find_scenes, held_back, held_before, split_scenes
 from pipelines.summary import PAGE, SAMPLES, Samples, write_page
-from pipelines.validation import See, validate
+from pipelines.validation import See, check_window, validate
 from veca_core import Model
 from veca_core.card import Card, ClassInfo, Score
 from veca_core.weights import write_card
@@ -83,6 +83,7 @@ def evaluate(
     cores: Sequence[int] | None = None,
     everything: bool = False,
     recording: bool = False,
+    comparing: bool = False,
     window: int | None = None,
     device: str = "auto",
     report: Report = quiet,
@@ -93,7 +94,8 @@ def evaluate(
     Images are read at the model's spacing. Pixels that are ignored, or that have no data, are left out. IoU is
     intersection over union of all pixels of all scenes together; the mean is over the classes that are there or were
     called; its interval is a bootstrap over images. `see` is shown what the last budget says. Raises RequestError for
-    data that does not fit the model's classes and, before anything is scored, for what `recording` could not record.
+    data that does not fit the model's classes and, before anything is scored, for what `recording` could not record, or
+    where `comparing` with a rival would not be fair.
     """
     card, network = model.card, model.network
     budgets = [network.encoder.config.check_budget(budget) for budget in cores or network.encoder.config.budgets]
@@ -107,6 +109,8 @@ def evaluate(
         notes.append(
             f"{card.name} was made with {before} held back, and may have learned from the scenes that are scored here"
         )
+        if comparing:
+            raise RequestError(f"{notes[0]}, which a rival would not; hold back what the model's training did")
         report(f"warning: {notes[0]}")
     score = _scorer(card, data, chosen, window, device)
     scores = []
@@ -134,6 +138,7 @@ def evaluate_rival(
     """
     from pipelines.training import train
 
+    check_window(window or model.card.window, Rival.multiple)
     if terms.start:
         report(f"note: {terms.start}")
     recipe, folder = terms.recipe, re.sub(r"[^A-Za-z0-9._-]+", "-", str(terms.recipe.network.rival))
@@ -207,8 +212,11 @@ def check_classes(card: Card, classes: Sequence[ClassInfo]) -> None:
 def _scenes(card: Card, data: DataRecipe, everything: bool) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     """All scenes, checked against the model, and those to score."""
     scenes = find_scenes(data, classes=card.classes, spacing=card.spacing)
-    check_masks(scenes, [c.value for c in card.classes], data.ignore)
+    counts = check_masks(scenes, [c.value for c in card.classes], data.ignore)
     chosen = scenes if everything else split_scenes(scenes, data).validation
+    scored = {id(scene) for scene in chosen}
+    if not counts[[id(scene) in scored for scene in scenes]].sum():
+        raise RequestError("no image to score shows a pixel of any class: all is ignored there; score others")
     match_bands((scene.image for scene in chosen), card.bands.names, card.bands.dtype, reader=card.name)
     return scenes, chosen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,31 @@ POINTS: Final = 20
 """In how many steps a side is followed from one CRS into another, where it is a curve."""
 SLIVER: Final = 1e-4
 """The share of the smaller piece up to which two of different CRSs only touch: what those steps leave is far below."""
+
+
+Piece = tuple[Georef, Box]
+"""A rectangle of pixels, and where they lie."""
+
+
+def first_overlap(ones: Sequence[Piece], others: Sequence[Piece]) -> tuple[int, int] | None:
+    """Indices of one piece of each side that share ground, by `overlap`; None where no two do.
+
+    Within a CRS a tree finds who is near, so that many pieces take little time.
+    """
+    within: dict[str, list[int]] = {}
+    for i, (georef, _) in enumerate(others):
+        if georef.crs is not None:
+            within.setdefault(georef.crs, []).append(i)
+    trees = {crs: shapely.STRtree([_extent(*others[i]) for i in indices]) for crs, indices in within.items()}
+    for i, (georef, area) in enumerate(ones):
+        for crs, indices in within.items():
+            if georef.crs is None:
+                break
+            near = np.sort(trees[crs].query(_extent(georef, area))) if crs == georef.crs else range(len(indices))
+            for j in near:
+                if overlap(georef, area, *others[indices[j]]):
+                    return i, indices[j]
+    return None
 
 
 def overlap(one: Georef, area: Box, other: Georef, other_area: Box) -> bool:
@@ -56,6 +82,12 @@ def _boxes_overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return across > 1e-6 * narrow and along > 1e-6 * short
 
 
+def _extent(georef: Georef, area: Box) -> shapely.Polygon:
+    left, top, right, bottom = _bounds(georef, area)
+    return shapely.box(left, bottom, right, top)
+
+
+@functools.lru_cache(maxsize=2**14)
 def _bounds(georef: Georef, area: Box) -> tuple[float, float, float, float]:
     """Left, top, right, bottom in the world, y up."""
     corners = np.array(box_corners(georef, area))

@@ -45,6 +45,12 @@ class Rival(nn.Module):
             )
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise RequestError(f"segmentation-models-pytorch has no network {rest!r}") from error
+        try:
+            with torch.no_grad():
+                self.body.eval()(torch.zeros(1, len(bands.names), self.multiple, 2 * self.multiple))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RequestError(f"the network {rest!r} takes images of one size only; choose another rival") from error
+        self.body.train()
         self.classes = classes
         self.register_buffer("mean", torch.tensor(bands.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(bands.std).view(1, -1, 1, 1), persistent=False)

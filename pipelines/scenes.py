@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
-from pipelines.ground import alike, overlap
+from pipelines.ground import alike, first_overlap
 from pipelines.images import is_image_name
 from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
 from tiling import Box, Size, Source, Spacing, View, blocks, open_image
@@ -144,21 +145,22 @@ def held_before(before: str, held: str, scenes: Sequence[Scene]) -> str:
 
 
 def check_leaks(split: Split) -> None:
-    """Raises RequestError where a held-back scene shows what is also learned from: the same file, or the same place."""
-    looks = {id(scene.image): _look(scene.image) for scene in (*split.train, *split.validation)}
-    for held in split.validation:
-        for learned in split.train:
-            alike = looks[id(held.image)] == looks[id(learned.image)]
-            if alike and held.image.path != learned.image.path and _same_pixels(held.image, learned.image):
+    """Raises RequestError where a held-back scene shows what is also learned from: the same pixels or place."""
+    looks: dict[tuple[Size, str], list[Source]] = {}
+    for image in _images(split.train):
+        looks.setdefault(_look(image), []).append(image)
+    for image in _images(split.validation):
+        for learned in looks.get(_look(image), ()):
+            if image.path != learned.path and _same_pixels(image, learned):
                 raise RequestError(
-                    f"{held.image.path} is held back and {learned.image.path} is learned from, but they are the same "
-                    "image; remove one, or give both the same group"
+                    f"{image.path} is held back and {learned.path} is learned from, but they are the same image; "
+                    "remove one, or give both the same group"
                 )
-            if _overlap(held, learned):
-                raise RequestError(
-                    f"{held.name} is held back and {learned.name} is learned from, but they overlap on the ground or "
-                    "in the image; give both the same group"
-                )
+    if pair := _first_overlap(split):
+        raise RequestError(
+            f"{pair[0].name} is held back and {pair[1].name} is learned from, but they overlap on the ground or in the "
+            "image; give both the same group"
+        )
 
 
 def class_lookup(values: list[int], ignore: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -265,6 +267,11 @@ def _edges(length: int, side: int) -> list[int]:
     return [*(i * side for i in range(max(1, round(length / side)))), length]
 
 
+def _images(scenes: Sequence[Scene]) -> list[Source]:
+    """Each image once, however many scenes it was cut into."""
+    return list({id(scene.image): scene.image for scene in scenes}.values())
+
+
 def _look(image: Source) -> tuple[Size, str]:
     """Size, and a hash of the pixels in the middle: what two copies of an image have in common, in any format."""
     size = image.levels[0].size
@@ -278,17 +285,32 @@ def _same_pixels(one: Source, other: Source) -> bool:
     plain = True
     for box in blocks(one.levels[0].size, READ):
         first, second = one.read(box), other.read(box)
-        if not np.array_equal(first, second):
+        if first.dtype != second.dtype or first.tobytes() != second.tobytes():
             return False
         plain = plain and bool((first == first[:1, :1]).all())
     return not plain
 
 
-def _overlap(one: Scene, other: Scene) -> bool:
-    """Whether two scenes show the same place: of one image, or of the ground."""
-    if one.image.path == other.image.path:
-        return one.area.intersect(other.area) is not None and one.image.path != "<array>"
-    return overlap(one.view.georef, one.area, other.view.georef, other.area)
+def _first_overlap(split: Split) -> tuple[Scene, Scene] | None:
+    """A held-back scene and one that is learned from, of the same pixels of an image or the same ground."""
+    learned: dict[str, list[Scene]] = {}
+    for scene in split.train:
+        if scene.image.path != "<array>":
+            learned.setdefault(scene.image.path, []).append(scene)
+    trees = {path: shapely.STRtree([_rectangle(s.area) for s in scenes]) for path, scenes in learned.items()}
+    for held in split.validation:
+        if held.image.path in trees:
+            for i in sorted(trees[held.image.path].query(_rectangle(held.area))):
+                other = learned[held.image.path][i]
+                if held.area.intersect(other.area):
+                    return held, other
+    apart = [[(scene.view.georef, scene.area) for scene in scenes] for scenes in (split.validation, split.train)]
+    shared = first_overlap(*apart)
+    return (split.validation[shared[0]], split.train[shared[1]]) if shared else None
+
+
+def _rectangle(area: Box) -> shapely.Polygon:
+    return shapely.box(area.x, area.y, area.right, area.bottom)
 
 
 def _few(scenes: Sequence[Scene], limit: int | None) -> tuple[Scene, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from pipelines.augment import Augment
 from pipelines.bands import match_bands
 from pipelines.candidate import candidate, start_bands
-from pipelines.checkpoint import images_of, read_checkpoint, write_checkpoint, write_row
+from pipelines.checkpoint import alone_in, images_of, read_checkpoint, write_checkpoint, write_row
 from pipelines.config import NetworkRecipe, TrainRecipe
 from pipelines.crops import Crops, collate
 from pipelines.curves import draw_curves
@@ -32,7 +33,8 @@ from pipelines.summary import PAGE, SAMPLES, Samples, write_page
 from pipelines.survey import doubts, measure_bands
 from pipelines.team import ALONE, Team
 from pipelines.thrift import held_before, plan_thrift
-from pipelines.validation import validate
+from pipelines.validation import check_window, validate
+from veca_core import ModelError
 from veca_core.card import Bands
 
 LOG: Final = "log.csv"
@@ -77,11 +79,11 @@ def train(
     """
     if threads:
         torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    run = Run.prepare(recipe, out, choose_device(device), report if team.leads else quiet, overwrite, team)
-    run.settle(memory)
-    run.go_on()
-    return run.result()
+    with alone_in(out) if team.leads else nullcontext():
+        run = Run.prepare(recipe, out, choose_device(device), report if team.leads else quiet, overwrite, team)
+        run.settle(memory)
+        run.go_on()
+        return run.result()
 
 
 class Run:
@@ -102,6 +104,7 @@ class Run:
         self.images = images_of(bands, split.train, split.validation)
         torch.manual_seed(recipe.schedule.seed)
         self.candidate = candidate(recipe, bands, held_back(split.validation, recipe.data.blocks))
+        check_window(recipe.window, self.candidate.multiple)
         self.learner = Learner(self.candidate, recipe, device, team)
         self.step = 0
         self.best, self.best_step = -1.0, 0
@@ -158,7 +161,7 @@ class Run:
         """How batches go through: whole, or as they fit into `memory` bytes."""
         thrift = self.learner.thrift
         if memory is not None:
-            side = max(self.recipe.schedule.crops)
+            side = max(64, *self.recipe.schedule.crops)  # one crop of 32 px leaves a single value to normalise by
             crop = torch.zeros(1, len(self.bands.names), side, side)
             weights = sum(p.numel() * p.element_size() for p in self.learner.network.parameters() if p.requires_grad)
             share = self.recipe.schedule.batch // self.team.size
@@ -233,10 +236,13 @@ class Run:
         network = self.learner.kept()
         scenes = self.split.validation
         samples = Samples(self.recipe.classes)
-        measured = validate(
-            network, self.team.share(scenes), self.lookup, self.device,
-            cores=full, window=self.recipe.window, multiple=self.candidate.multiple, see=samples.see,
-        )  # fmt: skip
+        try:
+            measured = validate(
+                network, self.team.share(scenes), self.lookup, self.device,
+                cores=full, window=self.recipe.window, multiple=self.candidate.multiple, see=samples.see,
+            )  # fmt: skip
+        except ModelError as error:
+            raise RequestError(f"what the network says after step {self.step} is no number: {self.way_on()}") from error
         measured.scenes = self.team.collected(measured.scenes)
         confusion = measured.confusion
         mean_iou, loss = confusion.mean_iou, float(np.mean(self.losses))

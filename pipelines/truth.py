@@ -23,6 +23,10 @@ from rasterio.features import rasterize
 from pipelines.errors import RequestError
 from tiling import Box, Source, View
 
+UNKNOWN: Final = 255
+"""The class value of pixels of which nothing is known."""
+IGNORED: Final = "*"
+"""At the end of a class's name, as QuPath has it: what is in such a shape, like 'Ignore*', is not to be counted."""
 VECTOR_ENDINGS: Final = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
 
 
@@ -105,7 +109,7 @@ def read_shapes(
 
     Where the image has a CRS, they are brought into it from the file's; elsewhere they are level-0 pixels, as QuPath
     writes them. Of a file with several layers, `layer` is drawn. The class is what `attribute` says, or QuPath's
-    classification; shapes without one are left out.
+    classification; shapes without one are left out, and of what lies in one like 'Ignore*' nothing is known.
     Raises RequestError for a file that cannot be read, a class that nobody named, points or lines that have one, or,
     unless the file is `shared` with other images, for shapes that all lie beside the image.
     """
@@ -120,6 +124,7 @@ def read_shapes(
         empty = not len(shapes)
         to_pixels = Affine.scale(1 / view.scale[1], 1 / view.scale[0])
     known = np.array([name is not None for name in names], dtype=np.bool_)
+    values = {str(name): UNKNOWN for name in names if str(name).endswith(IGNORED)} | dict(values)
     foreign = sorted({str(name) for name in names if name is not None and str(name) not in values})
     if foreign:
         raise RequestError(f"{path} holds the classes {foreign[:10]}, but the recipe names {list(values)}")
@@ -143,6 +148,7 @@ def _from_qupath(path: Path, attribute: str | None) -> tuple[NDArray[np.object_]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         features = content["features"] if isinstance(content, dict) else content
+        features = [feature for feature in features if feature["geometry"] is not None]
         shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
         names = [_class_name(feature.get("properties") or {}, attribute) for feature in features]
     except OSError as error:

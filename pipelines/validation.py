@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipelines.errors import RequestError
 from pipelines.inference import Prediction, Predictor, fast_precision
 from pipelines.measure import Borders, Calibration, Confusion, Panoptic, interval
 from pipelines.scenes import IGNORE, Scene
@@ -63,6 +64,12 @@ class Measured:
         )
 
 
+def check_window(window: int, multiple: int) -> None:
+    """Raises RequestError for windows that are smaller than the `multiple` that sides of windows are of."""
+    if window < multiple:
+        raise RequestError(f"windows of {window} px are smaller than one patch of {multiple} px; make window larger")
+
+
 def validate(
     network: nn.Module,
     scenes: Sequence[Scene],
@@ -82,6 +89,7 @@ def validate(
 
     `network` is a Segmenter, or what takes and gives the same; its windows have sides that are multiples of `multiple`.
     """
+    check_window(window, multiple)
     segmenter = cast(Segmenter, network.eval())
     predictor = Predictor(segmenter, cores, 1, device, fast_precision(device))
     measured = Measured(segmenter.classes)

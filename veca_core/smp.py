@@ -29,7 +29,10 @@ class SmpEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]
         nn.Module.__init__(self)
         EncoderMixin.__init__(self)
         if output_stride != 32:
-            raise ModelError(f"VECA has no dilated stages: leave output_stride at 32, got {output_stride}")
+            raise ModelError(
+                f"VECA has no dilated stages, and output_stride={output_stride} asks for some: take a decoder that "
+                "does not, like Unet, FPN or Segformer"
+            )
         self.name, self.stem_name = name, stem
         self._depth = depth
         self.cores: int | None = None

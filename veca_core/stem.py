@@ -186,9 +186,12 @@ def _freeze_idle(body: nn.Module, in_channels: int) -> None:
     """Freezes the weights of an encoder that no map depends on: other libraries keep the stages behind the last one."""
     training, side = body.training, 2**DEEPEST
     weights = [weight for weight in body.parameters() if weight.requires_grad]
-    with torch.enable_grad():
-        maps = body.eval()(torch.zeros(1, in_channels, side, side))
-        reached = sum(found.sum() for found in maps if found.requires_grad)
+    try:
+        with torch.enable_grad():
+            maps = body.eval()(torch.zeros(1, in_channels, side, 2 * side))
+            reached = sum(found.sum() for found in maps if found.requires_grad)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ModelError("this stem takes images of one size only; choose a convolutional one") from error
     gradients = torch.autograd.grad(reached, weights, allow_unused=True)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,22 @@ def test_two_processes_give_what_one_gives_with_the_same_batches(
     with torch.no_grad():
         mine, theirs = (load_model(f).network(pixels) for f in (one.folder, tmp_path / "two" / "best"))
     torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {**NETWORK, "overrides": {**NETWORK["overrides"], "layers": 1}},  # type: ignore[dict-item]
+        {"rival": "smp:PSPNet:resnet18"},
+    ],
+)
+def test_networks_with_weights_that_nothing_asks_for_learn_in_two_processes(
+    data: Path, tmp_path: Path, network: dict[str, Any]
+) -> None:
+    recipe(data, network=network, schedule=SCHEDULE)
+    said = torchrun(2, "train", data / "recipe.yaml", "--out", tmp_path / "two", "--device", "cpu")
+    assert said.returncode == 0, said.stderr
+    assert "best model:" in said.stderr
 
 
 def test_shared_batch_normalisation_is_torchs_where_one_process_has_all(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from pipelines import evaluate, segment, train
 from pipelines.candidate import architecture, new_card
+from pipelines.checkpoint import alone_in
 from pipelines.config import DataRecipe, ScheduleRecipe
 from pipelines.errors import RequestError
 from pipelines.evaluation import record_scores, write_evaluation
@@ -216,6 +217,21 @@ def test_a_checkpoint_of_something_else_is_named(data: Path, tmp_path: Path) -> 
         ({"network": {**content()["network"], "head": "x"}}, ModelError, "there is no head 'x'"),
         ({"network": {**content()["network"], "pretrained": "imagenet"}}, RequestError, "no ImageNet weights"),
         ({"network": {**content()["network"], "pretrained": "nowhere"}}, ModelError, "there is no model"),
+        (
+            {"network": {**content()["network"], "stem": "tu-swin_tiny_patch4_window7_224"}},
+            ModelError,
+            "this stem takes images of one size only",
+        ),
+        (
+            {"network": {"rival": "smp:DPT:tu-vit_tiny_patch16_224"}},
+            RequestError,
+            "the network 'DPT:tu-vit_tiny_patch16_224' takes images of one size only",
+        ),
+        (
+            {"network": {**content()["network"], "overrides": {"patch": 128}}},
+            RequestError,
+            "windows of 64 px are smaller than one patch of 128 px; make window larger",
+        ),
         ({"bands": {"names": ["x"], "mean": [0], "std": [1]}}, RequestError, "has 3 bands; the model reads 1"),
         ({"schedule": {**content()["schedule"], "rate": 1e30}}, RequestError, "the loss became .* lower the rate"),
         (
@@ -247,6 +263,25 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_model_and_checkpoint(
         training.go_on()
     assert load_model(tmp_path / "best").card.scores
     assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] == 3
+
+
+def test_a_network_that_breaks_between_two_steps_leaves_the_last_good_model(data: Path, tmp_path: Path) -> None:
+    training = run(data, tmp_path)
+    training.go_on()
+    before = (tmp_path / "best" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(training.learner.average.module.parameters()).fill_(math.nan)
+    with pytest.raises(RequestError, match=r"what the network says after step 6 is no number: lower the rate .* kept"):
+        training.milestone(16, 0.0)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
+
+
+def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    asked = recipe(data)
+    with alone_in(tmp_path), pytest.raises(RequestError, match=r"another training is at work in .*; wait for it, or"):
+        train(asked, tmp_path, device="cpu")
+    train(asked, tmp_path, device="cpu")
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_training_stops_early_where_nothing_gets_better(data: Path, tmp_path: Path) -> None:
@@ -592,6 +627,26 @@ def test_who_scores_what_a_model_may_have_learned_from_is_told(model: Model, dat
         assert result.notes == ((told,) if group == "case0" else ())
         assert any(line == f"warning: {told}" for line in said) == (group == "case0")
         assert result.content()["notes"] == result.notes
+
+
+def test_a_rival_is_not_compared_on_what_the_model_may_have_learned_from(
+    trained: Path, data: Path, tmp_path: Path, veca: Any
+) -> None:
+    recipe(data)
+    said = veca(
+        "evaluate", trained / "best", data / "recipe.yaml", "--set", "data.validate_on=[case0]", "--device", "cpu",
+        "--against", "smp:Unet:resnet18", "--out", tmp_path / "scores",
+    )  # fmt: skip
+    assert said.status == 2
+    assert "may have learned from the scenes that are scored here, which a rival would not; hold back what" in said.line
+
+
+def test_scenes_of_which_nothing_is_known_are_not_scored(model: Model, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "masks").glob("case2*"):
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+    with pytest.raises(RequestError, match="no image to score shows a pixel of any class"):
+        evaluate(model, recipe(data).data, device="cpu")
 
 
 def test_scores_with_windows_of_another_side_are_not_recorded(trained: Path, data: Path, veca: Any) -> None:

@@ -23,9 +23,11 @@ from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box, mapp
 from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
 from pipelines.errors import RequestError
-from pipelines.scenes import IGNORE, Scene, check_leaks, class_lookup, find_scenes, held_back, split_scenes
+from pipelines.ground import first_overlap
+from pipelines.scenes import IGNORE, Scene, Split, check_leaks, class_lookup, find_scenes, held_back, split_scenes
 from pipelines.truth import MaskTruth, ShapeTruth
 from tiling import Box, Spacing, View, open_image
+from tiling.georef import Georef
 from tiling.readers.array import ArraySource
 from veca_core.card import ClassInfo, PixelSize
 
@@ -175,6 +177,24 @@ def test_of_several_layers_one_is_named(tmp_path: Path) -> None:
     for name, column in (("roads", 20), ("parks", 70)):
         (scene,) = find_scenes(shaped(tmp_path, shapes=place, layer=name), classes=NAMED)
         assert np.flatnonzero((scene.truth.values(scene.area) == 9).any(axis=0)).mean() == pytest.approx(column, abs=1)
+
+
+def test_of_what_qupath_ignores_nothing_is_known(tmp_path: Path) -> None:
+    write_data(tmp_path, 1)
+    (tmp_path / "shapes").mkdir()
+    shapes = ((box(0, 0, 40, 40), "rare"), (box(10, 10, 20, 20), "Ignore*"), (None, "rare"))
+    features = [
+        {"geometry": mapping(shape) if shape else None, "properties": {"classification": {"name": name}}}
+        for shape, name in shapes
+    ]
+    (tmp_path / "shapes" / "case0_0.geojson").write_text(json.dumps({"features": features}))
+    (scene,) = find_scenes(shaped(tmp_path), classes=NAMED)
+    values = scene.truth.values(scene.area)
+    assert (values[10:20, 10:20] == IGNORE).all()
+    assert (values == 9).sum() == 1600 - 100
+    named = [*NAMED, ClassInfo(value=3, name="Ignore*", color="#000000")]
+    (scene,) = find_scenes(shaped(tmp_path), classes=named)
+    assert (scene.truth.values(scene.area)[10:20, 10:20] == 3).all()
 
 
 def test_qupaths_shapes_have_no_layers(tmp_path: Path) -> None:
@@ -370,6 +390,30 @@ def test_a_copy_in_another_format_does_not_slip_through_and_blank_images_are_no_
     tifffile.imwrite(copy, np.full_like(pixels, 255))
     Image.fromarray(np.full_like(pixels, 255)).save(data / "images" / "case0_0.png")
     split_scenes(find_scenes(recipe), recipe)
+
+
+def test_a_copy_with_pixels_that_are_no_numbers_does_not_slip_through(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).random((40, 40, 1), np.float32)
+    pixels[:3] = np.nan
+    for name in ("a", "b"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels[..., 0], compression=None if name == "a" else "deflate")
+    mask = ArraySource(np.zeros((40, 40), np.uint8))
+    a, b = (Scene.whole(name, name, open_image(tmp_path / f"{name}.tif"), mask) for name in "ab")
+    with pytest.raises(RequestError, match="they are the same image"):
+        check_leaks(Split((a,), (b,)))
+
+
+def test_of_very_many_squares_those_that_overlap_are_found() -> None:
+    grid = [
+        (Georef(Affine(1, 0, 10.0 * x, 0, -1, 10.0 * y), "crs", "EPSG:32633"), Box(0, 0, 10, 10))
+        for y in range(60)
+        for x in range(60)
+    ]
+    assert first_overlap(grid[::2], grid[1::2]) is None
+    shifted = (Georef(Affine(1, 0, 305.0, 0, -1, 300.0), "crs", "EPSG:32633"), Box(0, 0, 10, 10))
+    found = first_overlap([*grid[::2], shifted], grid[1::2])
+    assert found is not None
+    assert found[0] == 1800
 
 
 @pytest.mark.parametrize(
