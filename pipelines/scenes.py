@@ -138,10 +138,10 @@ def held_back(scenes: Sequence[Scene], blocks: int | None = None) -> str:
 
 
 def held_before(before: str, held: str, scenes: Sequence[Scene]) -> str:
-    """Which groups of these scenes a model was made with held back, where `held` are others now: it may have learned
-    from those. Empty where they are the same, or the model is of other scenes. Both are as `held_back` words them."""
-    known = set(before.removeprefix("held back: ").split(", ")) & {scene.group for scene in scenes}
-    return ", ".join(sorted(known)) if before != held else ""
+    """Which groups of these scenes a model was made with held back, where others of them are `held` now: it may have
+    learned from those. Empty where there are none, or the model is of other scenes. Both as `held_back` words them."""
+    kept, now = (set(words.removeprefix("held back: ").split(", ")) for words in (before, held))
+    return "" if now <= kept else ", ".join(sorted(kept & {scene.group for scene in scenes}))
 
 
 def check_leaks(split: Split) -> None:

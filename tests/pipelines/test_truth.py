@@ -24,7 +24,17 @@ from pipelines.config import DataRecipe
 from pipelines.crops import Crops, read_padded
 from pipelines.errors import RequestError
 from pipelines.ground import first_overlap
-from pipelines.scenes import IGNORE, Scene, Split, check_leaks, class_lookup, find_scenes, held_back, split_scenes
+from pipelines.scenes import (
+    IGNORE,
+    Scene,
+    Split,
+    check_leaks,
+    class_lookup,
+    find_scenes,
+    held_back,
+    held_before,
+    split_scenes,
+)
 from pipelines.truth import MaskTruth, ShapeTruth
 from tiling import Box, Spacing, View, open_image
 from tiling.georef import Georef
@@ -363,6 +373,23 @@ def test_of_many_groups_held_back_every_one_counts() -> None:
     assert told[0] == told[2]
     assert told[0].startswith("held back: 00, 01, ")
     assert " and 5 more (" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "held", "told"),
+    [
+        ("held back: 0, 1", "held back: 0, 1", ""),
+        ("held back: 0, 1", "held back: 1", ""),
+        ("held back: 0, 1", "held back: 1, 2", "0, 1"),
+        ("held back: 0, elsewhere", "held back: 2", "0"),
+        ("held back: elsewhere", "held back: 2", ""),
+        ("", "held back: 2", ""),
+        ("held back: 0, in squares of 64 px", "held back: 0, in squares of 128 px", "0"),
+    ],
+)
+def test_what_a_model_may_have_learned_from_is_known_by_the_groups_it_kept(before: str, held: str, told: str) -> None:
+    pixels = ArraySource(np.zeros((1, 1), np.uint8))
+    assert held_before(before, held, [Scene.whole(name, name, pixels, pixels) for name in "012"]) == told
 
 
 def test_the_same_file_under_two_names_does_not_slip_through(tmp_path: Path) -> None:
