@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from pipelines.errors import RequestError
 from pipelines.scenes import Scene
-from tiling.lock import Busy, give_back, take_lock
+from tiling.lock import Busy, locked
 from veca_core.card import Bands
 
 
@@ -23,14 +23,12 @@ from veca_core.card import Bands
 def alone_in(out: Path) -> Iterator[None]:
     """Makes a run's folder and holds it meanwhile; RequestError while another training does."""
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = take_lock(out / "training")
-    except Busy as error:
-        raise RequestError(f"another training is at work in {out}; wait for it, or give another --out") from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(out / "training"))
+        except Busy as error:
+            raise RequestError(f"another training is at work in {out}; wait for it, or give another --out") from error
         yield
-    finally:
-        give_back(lock)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ from pipelines.config import DataRecipe
 from pipelines.errors import RequestError
 from pipelines.ground import alike, first_overlap
 from pipelines.images import is_image_name
-from pipelines.truth import VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
+from pipelines.truth import UNKNOWN, VECTOR_ENDINGS, MaskTruth, ShapeTruth, Truth, read_shapes
 from tiling import Box, Size, Source, Spacing, View, blocks, open_image
 from veca_core.card import ClassInfo, PixelSize
 
-IGNORE: Final = 255
+IGNORE: Final = UNKNOWN
 """Mask value, and class index, of a pixel that is neither trained on nor scored."""
 INDEX_STRIDE: Final = 4
 """Every how many pixels, on each axis, class places are looked up for balanced sampling."""

@@ -184,7 +184,7 @@ def without_files(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(array: Path) -> int:
     """Blocks without any data have no file."""
-    return sum(1 for _ in array.glob("c/**/[0-9]*") if _.is_file())
+    return sum(path.is_file() for path in array.glob("c/**/[0-9]*"))
 
 
 def _refuse_gone(path: Path, files: Mapping[str, int]) -> None:
